@@ -1,0 +1,52 @@
+"""Calibrated gradients for PyTorch Lightning.
+
+Every public name is imported from here. Nothing is loaded before it is asked for, so that a tool which only needs a
+part (TensorBoard, say) does not pay for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lightning_calib import functional as functional
+    from lightning_calib.callbacks import AGC as AGC
+    from lightning_calib.callbacks import AdaGC as AdaGC
+    from lightning_calib.callbacks import AutoClip as AutoClip
+    from lightning_calib.callbacks import GradientCentralize as GradientCentralize
+    from lightning_calib.callbacks import GradientClip as GradientClip
+    from lightning_calib.callbacks import GradientMonitor as GradientMonitor
+    from lightning_calib.callbacks import GradientNormalize as GradientNormalize
+    from lightning_calib.callbacks import GradientValueClip as GradientValueClip
+    from lightning_calib.callbacks import ZClip as ZClip
+    from lightning_calib.policies import EMARelative as EMARelative
+    from lightning_calib.policies import MaxNorm as MaxNorm
+    from lightning_calib.policies import Percentile as Percentile
+    from lightning_calib.policies import WeightRelative as WeightRelative
+    from lightning_calib.policies import ZScore as ZScore
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "callbacks": (
+        "AGC AdaGC AutoClip GradientCentralize GradientClip GradientMonitor GradientNormalize GradientValueClip ZClip"
+    ),
+    "policies": "EMARelative MaxNorm Percentile WeightRelative ZScore",
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+__all__ = ["functional", *_HOME_OF]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first asked for (PEP 562)."""
+    if name == "functional":
+        return import_module("lightning_calib.functional")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'lightning_calib' has no attribute {name!r}")
+    value = getattr(import_module(f"lightning_calib.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted([*__all__, "__version__"])

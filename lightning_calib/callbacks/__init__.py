@@ -1,0 +1,11 @@
+"""The callbacks: thin over `functional` and `policies`, and the only place that knows Lightning."""
+
+from lightning_calib.callbacks.elementwise import GradientCentralize as GradientCentralize
+from lightning_calib.callbacks.elementwise import GradientValueClip as GradientValueClip
+from lightning_calib.callbacks.gradient_clip import GradientClip as GradientClip
+from lightning_calib.callbacks.gradient_normalize import GradientNormalize as GradientNormalize
+from lightning_calib.callbacks.monitor import GradientMonitor as GradientMonitor
+from lightning_calib.callbacks.recipes import AGC as AGC
+from lightning_calib.callbacks.recipes import AdaGC as AdaGC
+from lightning_calib.callbacks.recipes import AutoClip as AutoClip
+from lightning_calib.callbacks.recipes import ZClip as ZClip

@@ -1,0 +1,102 @@
+"""What the optimizer really did on a logged step: the norm it used, and how far the weights moved."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_calib.callbacks.ledger import Ledger
+from lightning_calib.callbacks.modes import TrainerClip, overwrites_gradients
+from lightning_calib.callbacks.weights import WeightSample
+
+
+class After:
+    """Watches one optimizer through torch's own step hooks; does nothing on a step that is not logged.
+
+    Args:
+        ledger: The optimizer's record.
+        clip: What the Trainer does after our callbacks.
+        unseen: Whether code that we cannot follow runs between the last of ours and the optimizer.
+        weights: Whether to measure the update of the weights.
+    """
+
+    def __init__(self, ledger: Ledger, clip: TrainerClip, *, unseen: bool, weights: bool) -> None:
+        self.ledger, self.clip, self.weights = ledger, clip, weights
+        self.computed = overwrites_gradients(ledger.optimizer)
+        self.computable = not unseen and clip.how in (None, "norm")
+        self.handles: list[Any] = []
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the last logged step."""
+        self.waiting = False
+        self.used: Tensor | None = None
+        self.update: tuple[Tensor, Tensor | None] | None = None
+        self.sample: WeightSample | None = None
+
+    def attach(self) -> None:
+        """Register the two hooks."""
+        optimizer = self.ledger.optimizer
+        self.handles = [
+            optimizer.register_step_pre_hook(lambda *_: self._before_step()),
+            optimizer.register_step_post_hook(lambda *_: self._after_step()),
+        ]
+
+    def detach(self) -> None:
+        """Remove them."""
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
+
+    def prepare(self) -> None:
+        """The step that now comes is logged."""
+        self.clear()
+        self.waiting = True
+        if self.weights:
+            self.sample = WeightSample(self.ledger.plan.tensors)
+
+    def _before_step(self) -> None:
+        # Without a GradScaler this comes before the backward pass and finds nothing to do. With one it comes
+        # when everybody has had the gradients: the best moment to read them.
+        if self.waiting and self.ledger.opened:
+            self.used = self._read()
+
+    @torch.no_grad()
+    def _after_step(self) -> None:
+        self.ledger.stepped = self.ledger.opened
+        if not (self.waiting and self.ledger.opened):
+            return
+        self.waiting = False
+        if self.used is None:
+            self.used = self._compute() if self.computed else self._read()
+        if self.sample is not None:
+            self.update, self.sample = self.sample.moved(), None
+        self._count()
+
+    @torch.no_grad()
+    def _read(self) -> Tensor:
+        self.ledger.gradients = self.ledger.plan.gradients()
+        return self.ledger.total(self.ledger.measure())
+
+    def _compute(self) -> Tensor | None:
+        """Where the optimizer leaves something else in ``grad``: from what ours left and the Trainer's formula."""
+        final = self.ledger.final
+        if final is None or not self.computable:
+            return None
+        return final if self.clip.how is None else final * trainer_share(self.clip, final)
+
+    def _count(self) -> None:
+        """A clip that can only be seen, not computed, is counted on logged steps."""
+        ledger = self.ledger
+        if self.clip.how not in ("module", "value") or ledger.before is None or ledger.final is None:
+            return
+        if self.used is None:
+            return
+        by_trainer = self.used < ledger.final * (1 - 1e-6)
+        ledger.reduced.append(by_trainer)
+        ledger.tally = ledger.tally.add_left(ledger.before, self.used, by_trainer)
+
+
+def trainer_share(clip: TrainerClip, norm: Tensor) -> Tensor:
+    """What the Trainer's norm clip multiplies a gradient of this norm by, in torch's own formula."""
+    return (clip.value / (norm + 1e-6)).clamp(max=1)

@@ -1,0 +1,226 @@
+"""The shared base: when our callbacks begin and end, how they take turns, and what goes into a checkpoint."""
+
+from typing import Any, ClassVar
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
+from torch.optim import Optimizer
+
+from lightning_calib.callbacks.counting import Count
+from lightning_calib.callbacks.ledger import Ledger
+from lightning_calib.callbacks.modes import unsupported_optimizer, unsupported_strategy
+from lightning_calib.callbacks.row import Row
+from lightning_calib.callbacks.session import Session
+from lightning_calib.callbacks.start import start_line, warn_of_two_clippers
+from lightning_calib.callbacks.stored import on_device, to_host
+from lightning_calib.callbacks.tally import Tally
+from lightning_calib.callbacks.voice import say, warn
+
+VERSION = 1
+
+
+class CalibratedCallback(Callback):
+    """A callback that reads gradients through the record that all of ours share.
+
+    A kind of callback fills in `start`, `lay`, `act`, `observe`, `row` and `finish`. What it keeps about an optimizer
+    goes into ``self._books[index]``, whose ``saved()`` is what a checkpoint holds.
+    """
+
+    acts: bool = True  # whether it may change gradients
+    clips: bool = False  # whether it reports how often it reduced them
+    fixed: bool = False  # whether it clips by one norm that never changes
+    watches: bool = False  # whether the full row is wanted
+    needs_units: bool = False  # whether the norms of units must be measured
+    norm_types: tuple[float, ...] = (2.0,)  # each further one costs a reading
+    extra_reading: str = ""  # why else the gradients are read again, for the start line
+    every_n_steps: int | None = None
+    name: str | None = None
+    _transient: ClassVar[tuple[str, ...]] = ("log", "log_dict")  # bound methods of the module, put here by the Trainer
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._session: Session | None = None
+        self._off = False
+        self._saved: dict[str, Any] = {}
+        self._books: dict[int, Any] = {}
+
+    @property
+    def label(self) -> str:
+        """How sentences call it."""
+        return f"{type(self).__name__}({self.name})" if self.name else type(self).__name__
+
+    # What the kinds of callbacks fill in
+
+    def start(self, session: Session) -> str | None:
+        """Once per fit, before `lay`; the text, if any, goes into the start line."""
+
+    def lay(self, ledger: Ledger) -> None:
+        """Prepare for an optimizer's plan: at the start, and again when the plan has changed."""
+
+    def act(self, ledger: Ledger) -> None:
+        """Change the gradients of this step, if that is what it does."""
+
+    def observe(self, ledger: Ledger) -> None:
+        """Look at a step when all of ours have acted."""
+
+    def row(self, ledger: Ledger) -> Row:
+        """What it adds to a logged row: tag without suffix, value."""
+        return {}
+
+    def count(self, ledger: Ledger) -> Count:
+        """How often it reduced this optimizer's gradients; of callbacks that clip."""
+        count: Count = self._books[ledger.index].count
+        return count
+
+    def finish(self, session: Session) -> None:
+        """The fit is over, or broken off."""
+
+    # Lightning's hooks, the same for all
+
+    def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        """Start afresh for a new fit; refuse a strategy under which gradients cannot be read."""
+        if stage != "fit":
+            return
+        self._reset()
+        reason = unsupported_strategy(trainer)
+        if reason is not None:
+            self._refuse(reason)
+            self._off = True
+
+    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Join the session; the first of ours makes it."""
+        if self._off:
+            return
+        ours = [one for one in trainer.callbacks if isinstance(one, CalibratedCallback) and not one._off]  # type: ignore[attr-defined]
+        if ours[0] is not self:
+            return
+        for optimizer in trainer.optimizers:
+            reason = unsupported_optimizer(optimizer)
+            for one in ours if reason is not None else ():
+                one._refuse(str(reason))
+        session = Session(trainer, pl_module, ours)
+        notes = [one._join(session) for one in ours]
+        self._restore_tallies(session)
+        session.attach()
+        say(start_line(session, [note for note in notes if note]))
+        warn_of_two_clippers(session)
+
+    def _join(self, session: Session) -> str | None:
+        self._session = session
+        note = self.start(session)
+        for ledger in session.ledgers.values():
+            self.lay(ledger)
+        return note
+
+    def _refuse(self, reason: str) -> None:
+        if self.acts:
+            raise MisconfigurationException(f"{self.label} cannot act here. {reason}")
+        warn(f"{self.label} stays silent. {reason}")
+
+    def _restore_tallies(self, session: Session) -> None:
+        for one in session.ours:
+            for ledger in session.ledgers.values():
+                saved, now = one._saved.get("tally", {}).get(str(ledger.index), {}), ledger.tally._asdict()
+                if saved.keys() == now.keys():
+                    ledger.tally = Tally(**on_device(saved, now))
+
+    def on_after_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Note that there are new gradients."""
+        if self._session is not None and self is self._session.owner:
+            self._session.backwards += 1
+
+    @torch.no_grad()
+    def on_before_optimizer_step(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", optimizer: Optimizer
+    ) -> None:
+        """Take a turn: the first of ours measures, each acts, the last closes the step."""
+        if self._session is None:
+            if not self._off:
+                raise MisconfigurationException(
+                    f"{self.label} was called outside `Trainer.fit`, so it knows neither the precision nor its state. "
+                    "In a loop of your own call `lightning_calib.functional.clip_grad_`."
+                )
+            return
+        session, ledger = self._session, self._session.ledgers.get(id(optimizer))
+        if ledger is None:
+            return
+        if self is session.owner:
+            session.open(ledger)
+        elif self in session.behind_foreign:
+            ledger.forget()
+        if ledger.live:
+            self.act(ledger)
+        if self is session.last:
+            session.close(ledger)
+
+    def on_train_batch_end(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write the row, if one is due."""
+        if self._session is not None and self is self._session.owner:
+            self._session.flush()
+
+    def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Leave the session."""
+        self._leave()
+
+    def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
+        """Leave the session: no hook of ours may stay behind."""
+        self._leave()
+
+    def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        """Leave the session, if that has not happened yet."""
+        self._leave()
+
+    def _leave(self) -> None:
+        """The first of ours that is told ends the session for all: what one of them sums up may be another's count."""
+        session = self._session
+        if session is None:
+            return
+        session.detach()
+        for one in session.ours:
+            one.finish(session)
+        for one in session.ours:
+            one._saved = one.state_dict()
+        for one in session.ours:
+            one._session, one._books = None, {}
+
+    # Checkpoints
+
+    @property
+    def state_key(self) -> str:
+        """The class, and the name where one was given: two callbacks of a class need two names."""
+        return f"{type(self).__qualname__}.{self.name}" if self.name else type(self).__qualname__
+
+    def state_dict(self) -> dict[str, Any]:
+        """Builtins and CPU tensors only: it loads with ``weights_only=True`` and without this package."""
+        if self._session is None:
+            return {"version": VERSION, **self._saved}
+        state = {"version": VERSION, "optimizers": {str(index): book.saved() for index, book in self._books.items()}}
+        if self is self._session.owner:
+            ledgers = self._session.ledgers.values()
+            state["tally"] = {str(ledger.index): to_host(ledger.tally._asdict()) for ledger in ledgers}
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state until the optimizers exist."""
+        if state_dict.get("version") != VERSION:
+            warn(f"{self.label}: a state of version {state_dict.get('version')!r} cannot be read; starting afresh.")
+            return
+        self._saved = dict(state_dict)
+
+    def saved(self, ledger: Ledger) -> dict[str, Any]:
+        """What is known from before about this optimizer: from the plan before, or a checkpoint; empty if nothing."""
+        if ledger.index in self._books:
+            return dict(self._books[ledger.index].saved())
+        found: dict[str, Any] = self._saved.get("optimizers", {}).get(str(ledger.index), {})
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickling and copying: the arguments and the state, without the Trainer and the module."""
+        kept = {key: value for key, value in self.__dict__.items() if key not in self._transient}
+        return {**kept, "_session": None, "_books": {}, "_saved": self.state_dict()}

@@ -1,0 +1,41 @@
+"""How often one callback reduced one optimizer's gradients."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_calib.callbacks.stored import on_device
+from lightning_calib.functional.plan import Plan
+
+
+class Count(NamedTuple):
+    """Steps judged and, as 0-d tensors, steps on which the gradient was (or would have been) reduced."""
+
+    window_steps: int
+    window_fired: Tensor
+    steps: int
+    fired: Tensor
+
+    @staticmethod
+    def empty(plan: Plan) -> "Count":
+        """Nothing counted."""
+        zero = torch.zeros((), dtype=torch.int64, device=plan.device)
+        return Count(0, zero, 0, zero)
+
+    def add(self, fired: Tensor) -> "Count":
+        """Count one step; ``fired`` is a 0-d bool."""
+        return Count(self.window_steps + 1, self.window_fired + fired, self.steps + 1, self.fired + fired)
+
+    def new_window(self) -> "Count":
+        """A row was written."""
+        return self._replace(window_steps=0, window_fired=torch.zeros_like(self.window_fired))
+
+    def restored(self, saved: dict[str, Any]) -> "Count":
+        """The counts of a checkpoint, where it has them."""
+        return Count(**on_device(saved, self._asdict())) if saved.keys() == self._asdict().keys() else self
+
+    @property
+    def fraction(self) -> Tensor:
+        """Of the window's steps, 0-d."""
+        return self.window_fired / max(1, self.window_steps)

@@ -1,0 +1,143 @@
+"""Callbacks that act on elements: value clip and centralisation."""
+
+from lightning.pytorch import LightningModule
+from torch import nn
+
+from lightning_calib.callbacks.base import CalibratedCallback
+from lightning_calib.callbacks.counting import Count
+from lightning_calib.callbacks.ledger import Ledger
+from lightning_calib.callbacks.row import Row
+from lightning_calib.callbacks.session import Session
+from lightning_calib.callbacks.stored import to_host
+from lightning_calib.functional.checks import check_number
+from lightning_calib.functional.elementwise import centralize_, clamp_
+from lightning_calib.functional.plan import Plan
+
+
+class _Fired:
+    """How often the value clip fired for one optimizer."""
+
+    def __init__(self, count: Count) -> None:
+        self.count = count
+
+    def saved(self) -> dict[str, object]:
+        """For the checkpoint."""
+        return {"count": to_host(self.count._asdict())}
+
+
+class GradientValueClip(CalibratedCallback):
+    r"""Clamp every element of the gradient: :math:`g_i \leftarrow \mathrm{clamp}(g_i, -c, c)`.
+
+    Not a rescale: it turns the gradient. It reads the largest magnitude first, and on the CPU does not write when
+    nothing exceeds the bound.
+
+    Args:
+        max_value: The bound c, in the unit of the gradient's elements, in (0, inf].
+
+    Raises:
+        TypeError: If ``max_value`` is not a number.
+        ValueError: If it is not above 0.
+        MisconfigurationException: Under a strategy or with an optimizer where gradients cannot be read right.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_calib import GradientValueClip
+        >>> trainer = Trainer(callbacks=[GradientValueClip(0.5)], logger=False)
+
+    Logged:
+        As ``GradientClip``; there is no threshold on the norm.
+
+    Checkpoint:
+        The counts.
+    """
+
+    clips = True
+    norm_types = (float("inf"),)
+
+    def __init__(self, max_value: float) -> None:
+        super().__init__()
+        check_number("max_value", max_value, "Use for instance 0.5; math.inf never acts.", 0, float("inf"), ends="(]")
+        self.max_value = float(max_value)
+
+    def lay(self, ledger: Ledger) -> None:
+        """Take up the counts."""
+        saved = self.saved(ledger)
+        self._books[ledger.index] = _Fired(Count.empty(ledger.plan).restored(saved.get("count", {})))
+
+    def act(self, ledger: Ledger) -> None:
+        """Clamp where the largest magnitude exceeds the bound; non-finite tensors keep their bits."""
+        tops = ledger.reading(float("inf")).tensors
+        over = tops.isfinite() & (tops > self.max_value)
+        fired = over.any()
+        book = self._books[ledger.index]
+        book.count = book.count.add(fired)
+        ledger.reduced.append(fired)
+        if fired.device.type == "cpu" and not fired:
+            return
+        ledger.unscale()
+        chosen = over.tolist() if over.device.type == "cpu" else [True] * len(ledger.plan.tensors)
+        clamp_([one for one, hit in zip(ledger.plan.tensors, chosen, strict=True) if hit], self.max_value)
+        ledger.forget()
+
+    def row(self, ledger: Ledger) -> Row:
+        """Nothing of its own: the shared fraction counts it."""
+        book = self._books[ledger.index]
+        book.count = book.count.new_window()
+        return {}
+
+
+class GradientCentralize(CalibratedCallback):
+    r"""Subtract from each output unit's gradient its mean over the fan-in: :math:`\nabla_{w_i} - \mu_{\nabla_{w_i}}`.
+
+    Applies to weights of more than one dimension, embeddings excluded. The gradients are read again afterwards, where
+    somebody needs their norm.
+
+    Raises:
+        MisconfigurationException: Under a strategy or with an optimizer where gradients cannot be read right.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_calib import GradientCentralize
+        >>> trainer = Trainer(callbacks=[GradientCentralize()], logger=False)
+
+    Logged:
+        ``calib/grad_norm_before``, ``calib/grad_norm_max`` and ``calib/grad_norm_after``.
+
+    Checkpoint:
+        Nothing: the method has no state.
+
+    References:
+        Yong et al., *Gradient Centralization: A New Optimization Technique for Deep Neural Networks*, ECCV 2020,
+        Equation 1.
+    """
+
+    extra_reading = "gradients are read again behind GradientCentralize"
+
+    def start(self, session: Session) -> None:
+        """Find the embedding tables: their rows are not output units."""
+        self._tables = _embedding_weights(session.module)
+
+    def lay(self, ledger: Ledger) -> None:
+        """Choose the tensors."""
+        plan = ledger.plan
+        self._chosen = {**getattr(self, "_chosen", {}), ledger.index: (plan, _matrices(plan, self._tables))}
+
+    def act(self, ledger: Ledger) -> None:
+        """Centralise them; the norms change, so they must be read again."""
+        plan, chosen = self._chosen[ledger.index]
+        if plan is not ledger.plan:
+            self.lay(ledger)
+            chosen = self._chosen[ledger.index][1]
+        ledger.unscale()
+        for i in chosen:
+            centralize_(ledger.plan, i)
+        ledger.forget()
+
+
+def _embedding_weights(module: LightningModule) -> frozenset[int]:
+    tables = (one for one in module.modules() if isinstance(one, (nn.Embedding, nn.EmbeddingBag)))
+    return frozenset(id(table.weight) for table in tables)
+
+
+def _matrices(plan: Plan, tables: frozenset[int]) -> list[int]:
+    return [i for i, tensor in enumerate(plan.tensors) if tensor.ndim > 1 and id(tensor) not in tables]

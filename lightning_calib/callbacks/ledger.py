@@ -1,0 +1,105 @@
+"""One optimizer's record: who it is, and this step's reading."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_calib.callbacks.modes import pending_scale
+from lightning_calib.callbacks.tally import Tally
+from lightning_calib.functional.norms import Reading, measure
+from lightning_calib.functional.plan import Plan, fingerprint
+from lightning_calib.functional.rescale import rescale_
+from lightning_calib.functional.segments import Segments
+
+
+class Ledger:
+    """What our callbacks share about one optimizer; the first of them opens it at each step.
+
+    Attributes:
+        suffix: Of the tags: "" with one optimizer, "/0", "/1", ... with several.
+        opened: The hook has run, torch's step has not been settled yet.
+        live: This step has a gradient, and it is of this step.
+        stepped: torch's optimizer ran.
+        turn: It was this optimizer's turn in the batch that has just ended.
+        reduced: 0-d bools, one for each of ours that acted: whether it reduced anything.
+        before: The 2-norm as the first of ours saw it, 0-d.
+        final: The 2-norm as the last of ours left it, 0-d; None where nobody needs to know.
+    """
+
+    def __init__(
+        self, index: int, optimizer: Optimizer, module: "pl.LightningModule", *, suffix: str, units: bool, scaler: Any
+    ) -> None:
+        self.index, self.optimizer, self.module, self.suffix = index, optimizer, module, suffix
+        self.units, self.scaler = units, scaler
+        self.lay_plan()
+        self.tally = Tally.empty(self.plan)
+        self.opened = self.live = self.stepped = self.turn = False
+        self.rates: dict[str, float | Tensor] = {}
+        self.backwards = 0  # how many backward passes there had been at this optimizer's last step
+
+    @property
+    def fused(self) -> bool:
+        """Whether the optimizer divides the GradScaler's scale out by itself, and skips by itself."""
+        return self.scaler is not None and bool(getattr(self.optimizer, "_step_supports_amp_scaling", False))
+
+    def lay_plan(self) -> None:
+        """(Re)build the plan: at the start, and when a parameter group was added."""
+        self.fingerprint = fingerprint(self.optimizer)
+        self.plan = Plan.of_optimizer(self.optimizer, self.module)
+        self.whole = Segments.of(self.plan, "global")
+
+    def open(self) -> None:
+        """Begin a step: look at the gradients as they are now."""
+        if fingerprint(self.optimizer) != self.fingerprint:
+            self.lay_plan()
+        self.opened, self.stepped = True, False
+        self.reduced: list[Tensor] = []
+        self.before: Tensor | None = None
+        self.final: Tensor | None = None
+        self.forget()
+        self.live = any(gradient is not None for gradient in self.gradients)
+
+    def note_rates(self) -> None:
+        """Keep what schedulers and GradScaler change before the batch ends: the rates that this step uses."""
+        group = self.optimizer.param_groups[0] if self.optimizer.param_groups else {"lr": 0.0}
+        rate = group["lr"].detach().clone() if isinstance(group["lr"], Tensor) else float(group["lr"])
+        self.rates = {"calib/lr": rate, "calib/lr_effective": rate * group.get("d", 1.0)}
+        if self.scaler is not None:
+            self.rates["calib/loss_scale"] = float(self.scaler.get_scale())
+
+    def forget(self) -> None:
+        """Somebody changed the gradients: the next reading is a new one."""
+        self.gradients = self.plan.gradients()
+        self.scale = pending_scale(self.scaler, self.optimizer)
+        self.readings: dict[float, Reading] = {}
+
+    def reading(self, norm_type: float = 2.0) -> Reading:
+        """The norms as the gradients are now, in unscaled units; measured once, then kept up by arithmetic."""
+        if norm_type not in self.readings:
+            self.readings[norm_type] = self.measure(norm_type)
+        return self.readings[norm_type]
+
+    def measure(self, norm_type: float = 2.0) -> Reading:
+        """Read the gradients."""
+        found = measure(self.plan, self.gradients, norm_type, units=self.units)
+        if self.scale is None:
+            return found
+        return found.rescaled(self.plan, self.scale.reciprocal().to(found.tensors).reshape(1))
+
+    def total(self, reading: Reading) -> Tensor:
+        """The norm of the whole gradient, 0-d."""
+        return self.whole.fold(reading).squeeze(0)
+
+    def unscale(self) -> None:
+        """Take the GradScaler's scale out of the gradients before they are changed, once per step."""
+        if self.scale is not None:
+            self.scaler.unscale_(self.optimizer)
+            self.scale = None
+
+    def rescale(self, factors: Tensor) -> None:
+        """Multiply the gradients, and the readings with them."""
+        self.unscale()
+        rescale_(self.plan, self.gradients, factors)
+        self.readings = {kind: reading.rescaled(self.plan, factors) for kind, reading in self.readings.items()}

@@ -1,0 +1,122 @@
+"""What kind of run this is: precision, strategy, who else clips; and which kinds cannot be right."""
+
+from typing import Any, Literal, NamedTuple
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import LBFGS, Optimizer
+
+# Strategies whose gradients are shards without a shape, or are not there at all when the hook runs.
+_STRATEGIES = {
+    "DeepSpeedStrategy": (
+        "DeepSpeed keeps the gradients to itself, so that the hook sees none",
+        "Set `gradient_clipping` in DeepSpeed's own configuration",
+    ),
+    "FSDPStrategy": (
+        "FSDP1 shows each rank a flat shard, whose norms are not the tensors' norms",
+        "Use `ModelParallelStrategy` (FSDP2) or DDP, or call the root module's own `clip_grad_norm_`",
+    ),
+}
+
+
+def unsupported_strategy(trainer: "pl.Trainer") -> str | None:
+    """Why gradients cannot be read under the Trainer's strategy, with the way out; None where they can."""
+    for kind in type(trainer.strategy).__mro__:
+        if kind.__name__ in _STRATEGIES:
+            reason, remedy = _STRATEGIES[kind.__name__]
+            return f"{kind.__name__} is not supported: {reason}. {remedy}."
+    return None
+
+
+def unsupported_optimizer(optimizer: Optimizer) -> str | None:
+    """Why this optimizer's gradients cannot be judged once per step, with the way out; None where they can."""
+    if isinstance(optimizer, LBFGS):
+        return (
+            "LBFGS is not supported: it evaluates the gradient several times per step, and each call would be judged "
+            "as a step of its own. Use a first-order optimizer, or leave the gradient as it is."
+        )
+    if any(isinstance(tensor, DTensor) for group in optimizer.param_groups for tensor in group["params"]):
+        return (
+            "Sharded parameters (DTensor) are not supported yet: a shard's norm is not the tensor's norm. "
+            "Use DDP, or `torch.nn.utils.clip_grad_norm_`, which reduces over the mesh."
+        )
+    return None
+
+
+class TrainerClip(NamedTuple):
+    """What the Trainer, or the module in its place, does to the gradient after our callbacks."""
+
+    how: Literal["norm", "value", "module"] | None
+    value: float
+
+    def __str__(self) -> str:
+        """As the user wrote it."""
+        if self.how == "module":
+            return "configure_gradient_clipping"
+        algorithm = ", gradient_clip_algorithm='value'" if self.how == "value" else ""
+        return f"Trainer(gradient_clip_val={self.value:g}{algorithm})"
+
+
+def trainer_clip(trainer: "pl.Trainer", module: "pl.LightningModule") -> TrainerClip:
+    """Find out who clips after our callbacks."""
+    value = float(trainer.gradient_clip_val or 0.0)
+    if is_overridden("configure_gradient_clipping", module, pl.LightningModule):
+        return TrainerClip("module", value)
+    if value <= 0:
+        return TrainerClip(None, 0.0)
+    by_value = str(getattr(trainer.gradient_clip_algorithm, "value", trainer.gradient_clip_algorithm)) == "value"
+    return TrainerClip("value" if by_value else "norm", value)
+
+
+def grad_scaler(trainer: "pl.Trainer") -> Any | None:
+    """The enabled GradScaler of a 16-mixed run."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return scaler if scaler is not None and scaler.is_enabled() else None
+
+
+def pending_scale(scaler: Any | None, optimizer: Optimizer) -> Tensor | None:
+    """The scale that is still in the gradients: fused optimizers divide it out inside their step."""
+    if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return None
+    stage = scaler._per_optimizer_states[id(optimizer)]["stage"]
+    scale: Tensor | None = scaler._scale if stage.name == "READY" else None
+    return scale
+
+
+def touches_gradients(callback: Callback) -> bool:
+    """Whether a callback that is not ours has code of its own at the moment when gradients may be changed."""
+    hook = callback.on_before_optimizer_step
+    return getattr(hook, "__func__", hook) is not Callback.on_before_optimizer_step
+
+
+def overwrites_gradients(optimizer: Optimizer) -> bool:
+    """Whether the optimizer's step leaves something else in ``grad`` than what it used, by trying it on a copy.
+
+    An optimizer that cannot be tried on a small matrix counts as one that does.
+    """
+    if type(optimizer).__module__.startswith("torch.optim") and not isinstance(optimizer, torch.optim.SGD):
+        return False  # all of torch's were tried: only SGD, with nesterov and foreach, does
+    devices = {tensor.device for group in optimizer.param_groups for tensor in group["params"]}
+    with torch.random.fork_rng([device for device in devices if device.type == "cuda"]), torch.enable_grad():
+        return any(_overwrites(optimizer, group) for group in optimizer.param_groups if group["params"])
+
+
+def _overwrites(optimizer: Optimizer, group: dict[str, Any]) -> bool:
+    like = group["params"][0]
+    weight = torch.nn.Parameter(torch.ones(4, 4, dtype=like.dtype, device=like.device))
+    weight.grad = given = torch.full_like(weight, 0.5)
+    options = {key: _own(value) for key, value in group.items() if key != "params"}
+    try:
+        make: Any = type(optimizer)
+        make([{"params": [weight], **options}], **({"lr": options["lr"]} if "lr" in options else {})).step()
+    except Exception:
+        return True
+    return weight.grad is not given or not torch.equal(given, torch.full_like(given, 0.5))
+
+
+def _own(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value

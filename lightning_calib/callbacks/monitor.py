@@ -1,0 +1,140 @@
+"""Observe gradients, and say what they are like."""
+
+import lightning.pytorch as pl
+
+from lightning_calib.callbacks.base import CalibratedCallback
+from lightning_calib.callbacks.ledger import Ledger
+from lightning_calib.callbacks.session import Session
+from lightning_calib.callbacks.sketch import Sketch, SketchBook
+from lightning_calib.callbacks.voice import say
+from lightning_calib.functional.checks import check_count, check_flag
+from lightning_calib.report.summary import Clipper, Facts, summarise
+
+
+class GradientMonitor(CalibratedCallback):
+    """Measure, log and explain gradients; never change a run: it ends with the same bits as without this callback.
+
+    Norms are 2-norms of the optimizer's own parameters, unscaled, after accumulation and reduction over ranks.
+
+    Args:
+        every_n_steps: Log a row every so many batches that step, at least 1; None follows the Trainer's
+            ``log_every_n_steps``. Spikes between two rows stay visible in ``calib/grad_norm_max``.
+        layers: Whether to write a summary per layer for a dashboard. This release writes scalars only: True and False
+            do the same.
+        histograms: Whether to write histograms of gradients. Not in this release: True is refused.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If one is out of range.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_calib import GradientMonitor
+        >>> trainer = Trainer(callbacks=[GradientMonitor()], logger=False)
+
+    Logged:
+        ========================== ================================================================================
+        ``calib/grad_norm_before`` norm as the first of our callbacks saw it
+        ``calib/grad_norm_max``    the largest since the last row
+        ``calib/grad_norm_after``  norm that the optimizer used; absent for a skipped step, or where it cannot be known
+        ``calib/clip_fraction``    share of the steps since the last row on which anybody reduced the gradient
+        ``calib/clip_threshold``   the callback's target, or the Trainer's ``gradient_clip_val``
+        ``calib/lr``               learning rate of the first parameter group in this step
+        ``calib/lr_effective``     the same times the group's ``d`` where it has one (Prodigy, D-Adaptation)
+        ``calib/nonfinite_total``  steps so far whose gradient was inf or nan (a GradScaler's overflows excepted)
+        ``calib/skipped_total``    steps so far that the optimizer did not take, a GradScaler's overflows among them
+        ``calib/loss_scale``       the GradScaler's scale, with a GradScaler only
+        ``calib/update_norm``      norm of the change of the weights in this step
+        ``calib/update_ratio``     median of |dw| / |w| over weights of more than one dimension
+        ========================== ================================================================================
+
+        The last two are exact for tensors of up to 2^16 elements and estimated from 2^16 elements beyond. With several
+        optimizers every tag ends in ``/0``, ``/1``, ...
+
+    Checkpoint:
+        The counters, and up to 4,096 norms for the summary (16 kB per optimizer).
+
+    Note:
+        With a fused optimizer under a GradScaler the gradients still carry the scale: the norms are divided by it.
+        Under DeepSpeed, FSDP1, LBFGS or sharded parameters the callback says so once, and logs nothing.
+    """
+
+    acts = False
+    watches = True
+
+    def __init__(self, every_n_steps: int | None = None, layers: bool = True, histograms: bool = False) -> None:
+        super().__init__()
+        if every_n_steps is not None:
+            check_count("every_n_steps", every_n_steps, "Use 50, or None to follow the Trainer.", 1)
+        check_flag("layers", layers, "Use True.")
+        check_flag("histograms", histograms, "Use False.")
+        if histograms:
+            raise ValueError("`histograms` must be False in this release, got True. Histograms are not written yet.")
+        self.every_n_steps, self.layers, self.histograms = every_n_steps, layers, histograms
+        self._facts: list[Facts] = []
+
+    def lay(self, ledger: Ledger) -> None:
+        """Take up the norms seen so far."""
+        book = SketchBook(Sketch.empty(ledger.plan))
+        book.restore(self.saved(ledger))
+        self._books[ledger.index] = book
+
+    def observe(self, ledger: Ledger) -> None:
+        """Remember the norm."""
+        book = self._books[ledger.index]
+        if ledger.before is not None:
+            book.sketch = book.sketch.add(ledger.before)
+
+    def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """A line on the run so far after epoch 1, 2, 4, 8, ..."""
+        epoch = trainer.current_epoch + 1
+        if self._session is not None and epoch & (epoch - 1) == 0:
+            say(f"after epoch {epoch}: {self.summary()}")
+
+    def summary(self) -> str:
+        """What the gradients of this fit were like so far, and what to change: at most three sentences."""
+        return summarise(_collect(self._session, self) if self._session is not None else self._facts)
+
+    def finish(self, session: Session) -> None:
+        """Keep the facts for `summary`."""
+        self._facts = _collect(session, self)
+
+    def sketch(self, ledger: Ledger) -> Sketch:
+        """The norms of one optimizer."""
+        sketch: Sketch = self._books[ledger.index].sketch
+        return sketch
+
+
+def _collect(session: Session, monitor: GradientMonitor) -> list[Facts]:
+    return [_facts(session, ledger, monitor.sketch(ledger)) for ledger in session.ledgers.values()]
+
+
+def _facts(session: Session, ledger: Ledger, sketch: Sketch) -> Facts:
+    tally, (median, high) = ledger.tally, sketch.quantiles(0.5, 0.95)
+    known = int(tally.known)
+    return Facts(
+        optimizer=type(ledger.optimizer).__name__,
+        steps=tally.steps,
+        lowest=float(sketch.low),
+        median=median,
+        high=high,
+        highest=float(sketch.high),
+        clippers=tuple(_clippers(session, ledger)),
+        left=float(tally.left) / known if known else None,
+        nonfinite=int(tally.nonfinite),
+        skipped=tally.skipped + int(tally.kernel_skipped),
+    )
+
+
+def _clippers(session: Session, ledger: Ledger) -> list[Clipper]:
+    found = []
+    for one in session.ours:
+        if one.clips and one.acts:
+            count = one.count(ledger)
+            found.append(Clipper(one.label, float(count.fired) / max(1, count.steps), one.fixed))
+    if session.clip.how is not None:
+        known = max(1, int(ledger.tally.known))
+        found.append(
+            Clipper(str(session.clip), float(ledger.tally.trainer_reduced) / known, session.clip.how == "norm")
+        )
+    return found

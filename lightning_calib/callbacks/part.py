@@ -1,0 +1,68 @@
+"""One policy over one set of an optimizer's tensors, and the book of such parts that a callback keeps."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_calib.callbacks.counting import Count
+from lightning_calib.callbacks.ledger import Ledger
+from lightning_calib.callbacks.stored import on_device, to_host
+from lightning_calib.functional.judge import Policy, Report, State, fresh_state, judge, observe
+from lightning_calib.functional.segments import Segments
+
+
+class Part:
+    """A policy, its segments, its state, and what it did last."""
+
+    def __init__(self, policy: Policy, segments: Segments) -> None:
+        self.policy, self.segments = policy, segments
+        self.state: State = fresh_state(policy, segments)
+        self.report: Report | None = None
+
+    def judge(self, ledger: Ledger, norm_type: float, *, clip: bool) -> Report:
+        """Judge this step's norms; the state moves on."""
+        observation = observe(self.segments, ledger.reading(norm_type), weights=self.policy.needs_weights)
+        self.report, self.state = judge(self.policy, observation, self.state, clip=clip)
+        return self.report
+
+    def saved(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {"version": 1, "segments": self.segments.digest, "state": to_host(_fields(self.state))}
+
+    def restore(self, saved: dict[str, Any]) -> bool:
+        """Take up a saved state, if it is of the same segments and of the same kind."""
+        now = _fields(self.state)
+        if saved.get("segments") != self.segments.digest or saved.get("state", {}).keys() != now.keys():
+            return False
+        self.state = type(self.state)(**on_device(saved["state"], now))
+        return True
+
+
+class Book:
+    """What a rescaling callback keeps about one optimizer: its parts, and how often they fired."""
+
+    def __init__(self, ledger: Ledger, parts: list[Part]) -> None:
+        self.parts, self.count = parts, Count.empty(ledger.plan)
+
+    def saved(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {"parts": [part.saved() for part in self.parts], "count": to_host(self.count._asdict())}
+
+    def restore(self, saved: dict[str, Any]) -> bool:
+        """Take up what fits; False if some part had to start afresh."""
+        self.count = self.count.restored(saved.get("count", {}))
+        parts = saved.get("parts", [])
+        fits = [part.restore(old) for part, old in zip(self.parts, parts, strict=False)]
+        return len(parts) == len(self.parts) and all(fits)
+
+    def threshold(self) -> Tensor | None:
+        """The median target over the segments judged last; None if none was."""
+        reports = [part.report for part in self.parts if part.report is not None]
+        judged = [report.targets[report.observed & report.targets.isfinite()] for report in reports]
+        found = torch.cat(judged) if judged else torch.zeros(0)
+        return found.quantile(0.5) if found.numel() else None
+
+
+def _fields(state: State) -> dict[str, Any]:
+    return dict(state._asdict())  # type: ignore[attr-defined]

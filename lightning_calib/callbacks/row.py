@@ -1,0 +1,87 @@
+"""The row: what one logged step tells, brought to the host in one copy and given to every logger."""
+
+from typing import TYPE_CHECKING
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from lightning_calib.callbacks.after import After
+from lightning_calib.callbacks.ledger import Ledger
+
+if TYPE_CHECKING:
+    from lightning_calib.callbacks.session import Session
+
+Row = dict[str, Tensor | float]
+
+
+def step_row(session: "Session", ledger: Ledger, after: After) -> Row:
+    """One optimizer's part of the row, tags without their suffix."""
+    tally, row = ledger.tally, Row()
+    if ledger.turn and ledger.live and ledger.before is not None:
+        row["calib/grad_norm_before"] = ledger.before
+    if tally.window_steps:
+        row["calib/grad_norm_max"] = tally.window_max
+    row |= _taken(session, ledger, after)
+    if tally.window_steps and (session.watched or any(callback.clips for callback in session.ours)):
+        row["calib/clip_fraction"] = _fraction(session, ledger)
+    if session.watched:
+        row |= _state(session, ledger)
+    for callback in session.ours:
+        row |= callback.row(ledger)
+    return row
+
+
+def _taken(session: "Session", ledger: Ledger, after: After) -> Row:
+    """What can be told only of a step that was taken."""
+    overflow = ledger.before is None or (ledger.fused and not bool(ledger.before.isfinite()))
+    if not (ledger.turn and ledger.live and ledger.stepped) or overflow:
+        return {}
+    row: Row = {}
+    if after.used is not None:
+        row["calib/grad_norm_after"] = after.used
+    if after.update is not None:
+        row["calib/update_norm"], ratio = after.update
+        if ratio is not None:
+            row["calib/update_ratio"] = ratio
+    return row
+
+
+def _fraction(session: "Session", ledger: Ledger) -> Tensor | float:
+    """The share of the window's steps that were reduced; of the logged step alone where the rest cannot be known."""
+    if session.clip.how in ("module", "value"):
+        return float(ledger.turn and ledger.live and any(bool(one) for one in ledger.reduced))
+    return ledger.tally.window_reduced / ledger.tally.window_steps
+
+
+def _state(session: "Session", ledger: Ledger) -> Row:
+    """What GradientMonitor adds: rates, counters, the GradScaler's scale."""
+    tally = ledger.tally
+    row: Row = {
+        **(ledger.rates if ledger.turn else {}),
+        "calib/nonfinite_total": tally.nonfinite,
+        "calib/skipped_total": tally.kernel_skipped + tally.skipped,
+    }
+    if session.clip.how in ("norm", "value"):
+        row["calib/clip_threshold"] = session.clip.value
+    return row
+
+
+def write(trainer: "pl.Trainer", row: Row, step: int) -> None:
+    """One ``log_metrics`` per logger, and ``callback_metrics`` for ModelCheckpoint and EarlyStopping."""
+    host = to_host(row)
+    for logger in trainer.loggers:
+        logger.log_metrics(host, step=step)
+    trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in host.items()})
+
+
+def to_host(row: Row) -> dict[str, float]:
+    """All values in one copy."""
+    tensors = {tag: value.detach() for tag, value in row.items() if isinstance(value, Tensor)}
+    if not tensors:
+        return {tag: float(value) for tag, value in row.items()}
+    device = next(iter(tensors.values())).device
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    values = torch.stack([value.to(device, wide).reshape(()) for value in tensors.values()]).tolist()
+    copied = dict(zip(tensors, values, strict=True))
+    return {tag: copied[tag] if tag in copied else float(value) for tag, value in row.items()}

@@ -1,0 +1,147 @@
+"""What our callbacks share during one fit: the ledgers, who measures, and when a row is due."""
+
+from typing import TYPE_CHECKING
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_calib.callbacks.after import After, trainer_share
+from lightning_calib.callbacks.ledger import Ledger
+from lightning_calib.callbacks.modes import grad_scaler, touches_gradients, trainer_clip, unsupported_optimizer
+from lightning_calib.callbacks.row import Row, step_row, write
+
+if TYPE_CHECKING:
+    from lightning_calib.callbacks.base import CalibratedCallback
+
+
+class Session:
+    """One fit, seen by all of ours. The first of them (the owner) drives it, the last of them closes each step."""
+
+    def __init__(self, trainer: "pl.Trainer", module: "pl.LightningModule", ours: "list[CalibratedCallback]") -> None:
+        self.trainer, self.module, self.ours = trainer, module, ours
+        self.owner, self.last = ours[0], ours[-1]
+        self.scaler = grad_scaler(trainer)
+        self.clip = trainer_clip(trainer, module)
+        self.behind_foreign, foreign_last = _foreigners(trainer.callbacks, ours)  # type: ignore[attr-defined]
+        self.unseen = foreign_last or is_overridden("on_before_optimizer_step", module, pl.LightningModule)
+        self.watched = any(callback.watches for callback in ours)
+        self.period = min(
+            (callback.every_n_steps for callback in ours if callback.every_n_steps is not None),
+            default=trainer.log_every_n_steps,  # type: ignore[attr-defined]
+        )
+        self.backwards = 0
+        optimizers = [o for o in enumerate(trainer.optimizers) if unsupported_optimizer(o[1]) is None]
+        self.ledgers = {id(optimizer): self._ledger(index, optimizer) for index, optimizer in optimizers}
+        self.afters = {
+            key: After(ledger, self.clip, unseen=self.unseen, weights=self.watched)
+            for key, ledger in self.ledgers.items()
+        }
+
+    def _ledger(self, index: int, optimizer: Optimizer) -> Ledger:
+        suffix = f"/{index}" if len(self.trainer.optimizers) > 1 else ""
+        units = any(callback.needs_units for callback in self.ours)
+        return Ledger(index, optimizer, self.module, suffix=suffix, units=units, scaler=self.scaler)
+
+    @property
+    def step(self) -> int:
+        """The x of a row, as in Lightning's own monitors: batches that ended in a step, whatever stepped in them."""
+        return self.trainer.fit_loop.epoch_loop._batches_that_stepped
+
+    @property
+    def due(self) -> bool:
+        """Whether the row of the batch at hand is written."""
+        return self.trainer.fast_dev_run or (self.period > 0 and (self.step + 1) % self.period == 0)  # type: ignore[attr-defined]
+
+    def open(self, ledger: Ledger) -> None:
+        """Begin an optimizer's step; what its last one left open is settled first."""
+        self.settle(ledger)
+        fresh = self.backwards > ledger.backwards or not self.module.automatic_optimization
+        ledger.backwards = self.backwards
+        if not fresh:
+            # No backward pass since the last step (a `training_step` that returned None, or SWA's BatchNorm epoch):
+            # whatever lies in `grad` is old. It passes through and is not recorded.
+            ledger.live = False
+            return
+        ledger.open()
+        if self.due:
+            ledger.note_rates()
+        if ledger.live:
+            ledger.before = ledger.total(ledger.reading())
+
+    def close(self, ledger: Ledger) -> None:
+        """End of our part of the step: count it, and prepare to see what the optimizer makes of it."""
+        if not ledger.live or ledger.before is None:
+            return
+        if self.due or self.clip.how == "norm" or 2.0 in ledger.readings:
+            ledger.final = ledger.total(ledger.reading())
+        reduced = torch.stack(ledger.reduced).any() if ledger.reduced else torch.zeros_like(ledger.before).bool()
+        tally = ledger.tally.add_overflow(ledger.before, scaled=self.scaler is not None, fused=ledger.fused)
+        if ledger.final is not None and self.clip.how in (None, "norm"):
+            left, by_trainer = self._left(ledger.final)
+            tally = tally.add_left(ledger.before, left, by_trainer)
+            reduced = reduced | by_trainer
+        ledger.tally = tally.add_step(ledger.before, reduced)
+        for callback in self.ours:
+            callback.observe(ledger)
+        if self.due:
+            self.afters[id(ledger.optimizer)].prepare()
+
+    def _left(self, final: Tensor) -> tuple[Tensor, Tensor]:
+        if self.clip.how is None:
+            return final, torch.zeros_like(final).bool()
+        share = trainer_share(self.clip, final)
+        return final * share, share < 1
+
+    def settle(self, ledger: Ledger) -> None:
+        """After the step: a turn that came and was not taken was skipped."""
+        if ledger.opened and not (ledger.live and ledger.stepped):
+            ledger.tally = ledger.tally._replace(skipped=ledger.tally.skipped + 1)
+        ledger.opened = False
+
+    def flush(self) -> None:
+        """At the end of the batch: settle every optimizer and, if it is due, write the row."""
+        row: Row = {}
+        for key, ledger in self.ledgers.items():
+            ledger.turn = ledger.opened
+            self.settle(ledger)
+            # Under manual optimization an optimizer may rest on the very batch whose row is due.
+            waiting = ledger.tally.window_steps > 0 and not self.module.automatic_optimization
+            if self.due and (ledger.turn or waiting):
+                mine = step_row(self, ledger, self.afters[key])
+                row |= {tag + ledger.suffix: value for tag, value in mine.items()}
+                self.afters[key].clear()
+                ledger.tally = ledger.tally.new_window()
+        if row:
+            write(self.trainer, row, self.step)
+
+    def attach(self) -> None:
+        """Hook into torch's own step: the only place where what the optimizer used can be seen."""
+        for after in self.afters.values():
+            after.attach()
+
+    def detach(self) -> None:
+        """Take the hooks away again."""
+        for after in self.afters.values():
+            after.detach()
+
+
+def _foreigners(callbacks: list[Callback], ours: "list[CalibratedCallback]") -> "tuple[set[CalibratedCallback], bool]":
+    """Where foreign code may change the gradients between ours, by the order of the callbacks.
+
+    Returns the ones of ours with such a callback between them and the one of ours before, and whether there is one
+    behind the last of ours.
+    """
+    behind, foreign, met = set(), False, False
+    for callback in callbacks:
+        mine = next((one for one in ours if one is callback), None)
+        if mine is None:
+            foreign = foreign or (met and touches_gradients(callback))
+        elif foreign:
+            behind.add(mine)
+            foreign = False
+        met = met or mine is not None
+    return behind, foreign

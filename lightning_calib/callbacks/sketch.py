@@ -1,0 +1,65 @@
+"""The norms of a whole run in bounded memory: all of them at first, then every second, fourth, ... one."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_calib.callbacks.stored import on_device, to_host
+from lightning_calib.functional.plan import Plan
+
+_CAPACITY = 4096
+
+
+class Sketch(NamedTuple):
+    """``values`` (4096,): every ``stride``-th of the ``seen`` norms; ``low`` and ``high``, 0-d: the extremes of all.
+
+    The numbers are the host's, so that nothing waits for the device. Norms that are not finite, or zero, are nan here.
+    """
+
+    seen: int
+    stride: int
+    values: Tensor
+    low: Tensor
+    high: Tensor
+
+    @staticmethod
+    def empty(plan: Plan) -> "Sketch":
+        """Nothing seen."""
+        values = torch.full((_CAPACITY,), torch.nan, dtype=plan.dtype, device=plan.device)
+        return Sketch(0, 1, values, values.new_tensor(torch.inf), values.new_tensor(0.0))
+
+    def add(self, norm: Tensor) -> "Sketch":
+        """Take one norm in; at the capacity, drop every second one."""
+        valid = norm.isfinite() & (norm > 0)
+        low = torch.where(valid, torch.minimum(self.low, norm), self.low)
+        high = torch.where(valid, torch.maximum(self.high, norm), self.high)
+        stride, values = self.stride, self.values
+        if self.seen == stride * _CAPACITY:
+            values, stride = torch.cat([values[::2], torch.full_like(values[::2], torch.nan)]), 2 * stride
+        if self.seen % stride == 0:
+            values = values.clone()
+            values[self.seen // stride] = torch.where(valid, norm, torch.nan)
+        return Sketch(self.seen + 1, stride, values, low, high)
+
+    def quantiles(self, *fractions: float) -> list[float]:
+        """Quantiles of what was kept; nan where nothing was."""
+        kept = self.values[~self.values.isnan()]
+        return kept.quantile(kept.new_tensor(fractions)).tolist() if kept.numel() else [float("nan")] * len(fractions)
+
+
+class SketchBook:
+    """The sketch that GradientMonitor keeps of one optimizer."""
+
+    def __init__(self, sketch: Sketch) -> None:
+        self.sketch = sketch
+
+    def saved(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return to_host(self.sketch._asdict())
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Take up a saved sketch."""
+        now = self.sketch._asdict()
+        if saved.keys() == now.keys():
+            self.sketch = Sketch(**on_device(saved, now))

@@ -1,0 +1,76 @@
+"""What is counted about one optimizer, on the device, so that nothing waits for it."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_calib.functional.plan import Plan
+
+
+class Tally(NamedTuple):
+    """Counts of optimizer steps; the tensors are 0-d.
+
+    Attributes:
+        window_steps: Since the last log: steps with a gradient.
+        window_reduced: Since the last log: steps on which the gradient was reduced.
+        window_max: Since the last log: the largest finite norm, 0 if there was none.
+        steps: Since the start, as all below: steps with a gradient.
+        skipped: Steps that the optimizer did not take although its turn had come.
+        kernel_skipped: The same, where a fused optimizer decided it on the device.
+        nonfinite: Steps whose norm was inf or nan; a GradScaler's overflows are not among them, but skipped.
+        trainer_reduced: Steps on which the Trainer, or the module in its place, reduced the gradient.
+        known: Steps on which it is known what was left of the gradient in the end.
+        left: Sum over the known steps of the share of the norm that was left.
+    """
+
+    window_steps: int
+    window_reduced: Tensor
+    window_max: Tensor
+    steps: int
+    skipped: int
+    kernel_skipped: Tensor
+    nonfinite: Tensor
+    trainer_reduced: Tensor
+    known: Tensor
+    left: Tensor
+
+    @staticmethod
+    def empty(plan: Plan) -> "Tally":
+        """Nothing counted."""
+        count = torch.zeros((), dtype=torch.int64, device=plan.device)
+        top = torch.zeros((), dtype=plan.dtype, device=plan.device)
+        return Tally(0, count, top, 0, 0, count, count, count, count, top.to(plan.wide))
+
+    def new_window(self) -> "Tally":
+        """A row was written."""
+        zero = torch.zeros_like(self.window_reduced)
+        return self._replace(window_steps=0, window_reduced=zero, window_max=torch.zeros_like(self.window_max))
+
+    def add_step(self, before: Tensor, reduced: Tensor) -> "Tally":
+        """Count a step with the norm ``before``, ``reduced`` (0-d bool) or not by anybody known so far."""
+        finite = before.isfinite()
+        highest = torch.where(finite, torch.maximum(self.window_max, before), self.window_max)
+        return self._replace(
+            window_steps=self.window_steps + 1,
+            window_reduced=self.window_reduced + reduced,
+            window_max=highest,
+            steps=self.steps + 1,
+        )
+
+    def add_overflow(self, before: Tensor, *, scaled: bool, fused: bool) -> "Tally":
+        """Count a norm that is not finite: an incident, or routine where a GradScaler looks for its scale."""
+        bad = ~before.isfinite()
+        if not scaled:
+            return self._replace(nonfinite=self.nonfinite + bad)
+        return self._replace(kernel_skipped=self.kernel_skipped + bad) if fused else self
+
+    def add_left(self, before: Tensor, left: Tensor, by_trainer: Tensor) -> "Tally":
+        """Count what was ``left`` of the norm ``before``, and whether the Trainer took of it."""
+        valid = before.isfinite() & (before > 0)
+        share = torch.where(valid, left / before, 0)
+        return self._replace(
+            trainer_reduced=self.trainer_reduced + (by_trainer & valid),
+            known=self.known + valid,
+            left=self.left + share,
+        )

@@ -1,0 +1,45 @@
+"""How far one optimizer step moved the weights, from copies of them or of a sample."""
+
+import torch
+from torch import Tensor
+
+_ELEMENTS = 2**16  # copied per tensor at most
+_BYTES = 64 * 2**20  # of all copies together
+
+
+class WeightSample:
+    """The weights before a step: whole up to 2^16 elements per tensor, else every n-th one; in all at most 64 MB."""
+
+    def __init__(self, tensors: tuple[Tensor, ...]) -> None:
+        self.tensors = [tensor for tensor in tensors if tensor.numel()]
+        widest = max((tensor.element_size() for tensor in self.tensors), default=1)
+        room = max(1, min(_ELEMENTS, _BYTES // (widest * max(1, len(self.tensors)))))
+        self.strides = [-(-tensor.numel() // room) for tensor in self.tensors]
+        self.before = [sample.clone() for sample in self._now()]
+
+    def _now(self) -> list[Tensor]:
+        pairs = zip(self.tensors, self.strides, strict=True)
+        return [tensor.detach().reshape(-1)[::stride] for tensor, stride in pairs]
+
+    def moved(self) -> tuple[Tensor, Tensor | None]:
+        """The norm of the update; the median of |dw| / |w| over weights of more than one dimension. Both 0-d.
+
+        The weights' difference is taken in their own type; a weight of norm zero has no ratio.
+        """
+        changes = [now - old for now, old in zip(self._now(), self.before, strict=True)]
+        moved, sizes = _norms(changes), _norms(self.before)
+        share = [tensor.numel() / old.numel() for tensor, old in zip(self.tensors, self.before, strict=True)]
+        total = (moved.square() * moved.new_tensor(share)).sum().sqrt()
+        matrices = [i for i, tensor in enumerate(self.tensors) if tensor.ndim > 1]
+        if not matrices:
+            return total, None
+        ratios = torch.where(sizes > 0, moved / sizes, torch.nan)[torch.tensor(matrices, device=sizes.device)]
+        return total, ratios.nanmedian()
+
+
+def _norms(values: list[Tensor]) -> Tensor:
+    """Shape (T,), float32 or wider, on the first value's device."""
+    real = [value.abs() if value.is_complex() else value for value in values]
+    norms = [torch.linalg.vector_norm(value, dtype=torch.promote_types(value.dtype, torch.float32)) for value in real]
+    wide = torch.float32 if any(norm.device.type == "mps" for norm in norms) else torch.float64
+    return torch.stack([norm.to(norms[0].device, wide) for norm in norms])

@@ -1,0 +1,106 @@
+"""Judging: what a policy sees, what it answers, and what becomes of each segment."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_calib.functional.norms import Reading, measure
+from lightning_calib.functional.segments import Segments
+
+# A NamedTuple of tensors; empty for a policy without memory.
+State = tuple[Any, ...]
+STATE_LIMIT = 64 * 2**20  # bytes, for one policy of one optimizer: it goes into every checkpoint
+
+
+class Observation(NamedTuple):
+    """What a policy sees of K segments.
+
+    Attributes:
+        norms: Shape (K,), 0 where there is no gradient, inf or nan where it is not finite.
+        observed: Shape (K,), bool: finite and above zero. Only such norms may enter a policy's state.
+        weight_norms: Shape (K,): the norms of the weights; None unless the policy ``needs_weights``.
+    """
+
+    norms: Tensor
+    observed: Tensor
+    weight_norms: Tensor | None = None
+
+
+class Policy(ABC):
+    """From observed norms to target norms. A frozen dataclass of hyper-parameters; its state is a value.
+
+    A target of inf is no opinion (a warm-up, say): that segment is left alone.
+    """
+
+    needs_weights: ClassVar[bool] = False
+
+    @abstractmethod
+    def init(self, norms: Tensor) -> State:
+        """The state before the first step, for segments like ``norms``, shape (K,): its device, its dtype."""
+
+    @abstractmethod
+    def __call__(self, observation: Observation, state: Any) -> tuple[Tensor, State]:
+        """Return the target norms, shape (K,), and the next state; neither argument is changed."""
+
+
+class Report(NamedTuple):
+    """What happened to K segments in one step; every tensor has shape (K,).
+
+    Attributes:
+        norms: Before the rescale.
+        observed: Whether the segment was judged by its norm at all: finite and above zero.
+        targets: What the policy wanted; inf for no opinion.
+        coefficients: What the gradient was multiplied by; exactly 1 where it was left alone.
+    """
+
+    norms: Tensor
+    observed: Tensor
+    targets: Tensor
+    coefficients: Tensor
+
+    @property
+    def clipped(self) -> Tensor:
+        """Where the gradient was reduced: shape (K,), bool."""
+        return self.coefficients < 1
+
+
+def observe(segments: Segments, reading: Reading, *, weights: bool = False) -> Observation:
+    """Fold a reading to the segments; with ``weights``, read the weights of the members too."""
+    norms = segments.fold(reading)
+    weight_norms = segments.fold(_read_weights(segments, reading)) if weights else None
+    return Observation(norms, norms.isfinite() & (norms > 0), weight_norms)
+
+
+def _read_weights(segments: Segments, reading: Reading) -> Reading:
+    values: list[Tensor | None] = [None] * len(segments.plan.tensors)
+    for i in segments.members:
+        values[i] = segments.plan.tensors[i].detach()
+    return measure(segments.plan, values, reading.norm_type, units=segments.scope == "unit")
+
+
+def judge(policy: Policy, observation: Observation, state: State, *, clip: bool = True) -> tuple[Report, State]:
+    """Ask the policy; targets t and norms n make the coefficients t / n, where t < n only if ``clip``."""
+    norms, observed, _ = observation
+    targets, state = policy(observation, state)
+    act = observed & (targets < norms if clip else targets.isfinite())
+    return Report(norms, observed, targets, torch.where(act, targets / norms, 1.0)), state
+
+
+def fresh_state(policy: Policy, segments: Segments) -> State:
+    """The policy's first state for these segments.
+
+    Raises:
+        ValueError: If it would take more than 64 MB, or the policy refuses that many segments.
+    """
+    count, plan = len(segments), segments.plan
+    planned = policy.init(torch.empty(count, dtype=plan.dtype, device="meta"))
+    size = sum(tensor.numel() * tensor.element_size() for tensor in planned)
+    if size > STATE_LIMIT:
+        raise ValueError(
+            f"The state of `{policy}` for {count} segments (scope={segments.scope!r}) would take "
+            f"{size / 2**20:.0f} MB of every checkpoint, more than {STATE_LIMIT / 2**20:.0f} MB. "
+            'Use a coarser scope such as "layer", a shorter `window`, or a policy without a window.'
+        )
+    return policy.init(torch.zeros(count, dtype=plan.dtype, device=plan.device))

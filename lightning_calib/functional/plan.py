@@ -1,0 +1,165 @@
+"""The plan: which tensors there are, each once, and what each of them is called."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+from torch.optim import Optimizer
+
+from lightning_calib.functional.checks import message
+
+Source = nn.Module | Optimizer | Iterable[Tensor]
+
+
+class _Label(NamedTuple):
+    name: str
+    layer: str
+    transposed: int = 0  # groups of a transposed convolution's weight, 0 for every other tensor
+
+
+def _labels(module: nn.Module) -> dict[int, _Label]:
+    """Name every parameter after the first module that owns it; `torch.compile`'s wrapper leaves no trace."""
+    found: dict[int, _Label] = {}
+    for path, owner in module.named_modules():
+        layer = path.replace("_orig_mod.", "").removesuffix("_orig_mod").removesuffix(".")
+        for key, tensor in owner.named_parameters(recurse=False):
+            groups = owner.groups if isinstance(owner, _ConvTransposeNd) and key == "weight" else 0
+            found.setdefault(id(tensor), _Label(f"{layer}.{key}" if layer else key, layer or "(root)", groups))
+    return found
+
+
+def fingerprint(optimizer: Optimizer) -> tuple[object, ...]:
+    """Identity and shape of each group's parameters: as long as it is the same, the plan holds."""
+    return tuple((id(tensor), tensor.shape) for group in optimizer.param_groups for tensor in group["params"])
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The T tensors whose gradients are read together; everything here is fixed before the first step.
+
+    Attributes:
+        tensors: The parameters, each once, in the source's order.
+        names: The name of each; ``"(unnamed <group>.<position>)"`` where no module names it.
+        layers: The module that owns each.
+        groups: The optimizer's parameter group of each (0 without an optimizer).
+        transposed: The number of convolution groups where the tensor is the weight of a transposed
+            convolution, whose output units lie along the second dimension; 0 for every other tensor.
+        labelled: The scopes that the source can label.
+    """
+
+    tensors: tuple[Tensor, ...]
+    names: tuple[str, ...]
+    layers: tuple[str, ...]
+    groups: tuple[int, ...]
+    transposed: tuple[int, ...]
+    labelled: frozenset[str]
+
+    @staticmethod
+    def of(source: Source) -> "Plan":
+        """Lay the plan for a module's, an optimizer's or a list's parameters."""
+        if isinstance(source, Optimizer):
+            return Plan.of_optimizer(source)
+        if isinstance(source, nn.Module):
+            return _build(((0, tensor) for tensor in source.parameters()), source, {"layer"})
+        tensors = [source] if isinstance(source, Tensor) else list(source)
+        return _build(((0, tensor) for tensor in tensors), None, set())
+
+    @staticmethod
+    def of_optimizer(optimizer: Optimizer, module: nn.Module | None = None) -> "Plan":
+        """Lay the plan for what ``optimizer`` steps; ``module`` gives the names and the layers."""
+        pairs = ((g, tensor) for g, group in enumerate(optimizer.param_groups) for tensor in group["params"])
+        return _build(pairs, module, {"group"} | ({"layer"} if module is not None else set()))
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the norms are brought together: the first tensor's device."""
+        return self.tensors[0].device if self.tensors else torch.device("cpu")
+
+    @cached_property
+    def one_device(self) -> bool:
+        """Whether every tensor lives there."""
+        return all(tensor.device == self.device for tensor in self.tensors)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """Of norms and state: float64 where a tensor is, else float32 (half types accumulate in float32)."""
+        wide = any(tensor.dtype in (torch.float64, torch.complex128) for tensor in self.tensors)
+        return torch.float64 if wide else torch.float32
+
+    @cached_property
+    def wide(self) -> torch.dtype:
+        """For sums of many norms: their squares overflow and underflow in float32 long before the norms do."""
+        return torch.float32 if self.device.type == "mps" else torch.float64
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether no tensor is complex or empty, so that gradients need no preparation."""
+        return all(tensor.numel() and not tensor.is_complex() for tensor in self.tensors)
+
+    @cached_property
+    def unit_counts(self) -> tuple[int, ...]:
+        """How many units each tensor has: rows, or the whole tensor below two dimensions."""
+        return tuple(map(self._units, range(len(self.tensors))))
+
+    @cached_property
+    def unit_starts(self) -> tuple[int, ...]:
+        """Where each tensor's units start in the (U,) vector of all units; one more entry at the end, U."""
+        return tuple(accumulate(self.unit_counts, initial=0))
+
+    @cached_property
+    def unit_owner(self) -> Tensor:
+        """Shape (U,): the position of each unit's tensor."""
+        counts = torch.tensor(self.unit_counts)
+        return torch.arange(len(self.tensors)).repeat_interleave(counts).to(self.device)
+
+    def _units(self, i: int) -> int:
+        tensor = self.tensors[i]
+        if tensor.ndim < 2 or tensor.numel() == 0:
+            return 1
+        return self.transposed[i] * tensor.shape[1] if self.transposed[i] else tensor.shape[0]
+
+    def unit_view(self, i: int, value: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        """A view of ``value``, shaped like tensor ``i``, and the dimensions in it that lie inside a unit.
+
+        The other dimensions, which come first, number the units in order. A transposed convolution's weight
+        (in, out / groups, *kernel) has one for each group and column: its view is
+        (groups, out / groups, in / groups, *kernel).
+        """
+        groups = self.transposed[i]
+        if groups:
+            value = torch.unflatten(value, 0, (groups, -1)).transpose(1, 2)
+        return value, tuple(range(2 if groups else 1, value.ndim))
+
+    def gradients(self) -> list[Tensor | None]:
+        """The gradients now, None where there is none."""
+        return [tensor.grad for tensor in self.tensors]
+
+
+def _distinct(pairs: Iterable[tuple[int, Tensor]]) -> Iterator[tuple[int, int, Tensor]]:
+    """Yield (group, position, tensor) for each tensor once: a tied one would be counted and scaled twice."""
+    seen: set[int] = set()
+    for position, (group, tensor) in enumerate(pairs):
+        if not isinstance(tensor, Tensor):
+            remedy = "Pass a module, an optimizer or an iterable of tensors such as `model.parameters()`."
+            raise TypeError(message("parameters", "made of tensors", tensor, remedy))
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            yield group, position, tensor
+
+
+def _build(pairs: Iterable[tuple[int, Tensor]], module: nn.Module | None, labelled: set[str]) -> Plan:
+    known = _labels(module) if module is not None else {}
+    groups, tensors, labels = [], [], []
+    for group, position, tensor in _distinct(pairs):
+        groups.append(group)
+        tensors.append(tensor)
+        fallback = f"(unnamed {group}.{position})"
+        labels.append(known.get(id(tensor), _Label(fallback, fallback)))
+    names, layers, transposed = zip(*labels, strict=True) if labels else ((), (), ())
+    scopes = frozenset(labelled | {"global", "parameter", "unit"})
+    return Plan(tuple(tensors), tuple(names), tuple(layers), tuple(groups), tuple(transposed), scopes)

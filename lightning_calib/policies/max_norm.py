@@ -1,0 +1,54 @@
+"""A fixed threshold."""
+
+from dataclasses import dataclass
+from math import inf
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_calib.functional.checks import check_number
+from lightning_calib.functional.judge import Observation, Policy
+
+
+class Stateless(NamedTuple):
+    """The state of a policy that remembers nothing."""
+
+
+@dataclass(frozen=True)
+class MaxNorm(Policy):
+    r"""One fixed target for every segment: :math:`t_k = c`.
+
+    Args:
+        max_norm: The target c, in the unit of the gradient norm, in (0, inf]; inf never acts.
+
+    Raises:
+        TypeError: If ``max_norm`` is not a number.
+        ValueError: If it is not above 0.
+
+    Example:
+        >>> import torch
+        >>> from lightning_calib import MaxNorm
+        >>> from lightning_calib.functional import clip_grad_
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> weight.grad = torch.tensor([3.0, 4.0])
+        >>> report, _ = clip_grad_([weight], MaxNorm(1.0))
+        >>> report.coefficients
+        tensor([0.2000])
+
+    References:
+        Pascanu, Mikolov and Bengio, *On the difficulty of training recurrent neural networks*, ICML 2013, Algorithm 1.
+    """
+
+    max_norm: float
+
+    def __post_init__(self) -> None:
+        check_number("max_norm", self.max_norm, "Use math.inf to observe without acting.", 0, inf, ends="(]")
+
+    def init(self, norms: Tensor) -> Stateless:
+        """Nothing to remember."""
+        return Stateless()
+
+    def __call__(self, observation: Observation, state: Stateless) -> tuple[Tensor, Stateless]:
+        """The same target for each of the K segments."""
+        return torch.full_like(observation.norms, self.max_norm), state

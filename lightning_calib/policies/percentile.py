@@ -1,0 +1,89 @@
+"""A threshold at a percentile of the norms seen so far."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_calib.functional.checks import check_count, check_number
+from lightning_calib.functional.estimators import (
+    History,
+    Ring,
+    empty_history,
+    empty_ring,
+    push_history,
+    push_ring,
+    quantile,
+)
+from lightning_calib.functional.judge import Observation, Policy
+
+
+@dataclass(frozen=True)
+class Percentile(Policy):
+    r"""The p-th percentile of the norms so far, the current one among them.
+
+    With :math:`G_h = \{\lVert g_0 \rVert, \dots, \lVert g_t \rVert\}` (its last ``window`` elements),
+    :math:`t = \mathrm{percentile}_p(G_h)`, linear between two neighbours. So about 100 - p percent of the steps
+    are clipped, whatever the scale of the gradients, and a change of level is learnt within a window.
+
+    Args:
+        percentile: p, in [0, 100]. 95 touches outliers only; the AutoClip paper recommends 10.
+        window: The number of norms to remember, at least 1; None keeps the whole history, for one segment only.
+        warmup_steps: The number of observed norms before the first judgement, at least 0.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If one is out of range, or ``window=None`` meets several segments.
+
+    Example:
+        >>> import torch
+        >>> from lightning_calib import Percentile
+        >>> from lightning_calib.functional import clip_grad_
+        >>> weight, state = torch.nn.Parameter(torch.zeros(1)), None
+        >>> for norm in (1.0, 2.0, 3.0, 4.0):
+        ...     weight.grad = torch.tensor([norm])
+        ...     report, state = clip_grad_([weight], Percentile(50, warmup_steps=0), state)
+        >>> report.targets
+        tensor([2.5000])
+
+    Note:
+        Each step costs one sort of K x ``window`` numbers; without a window, one copy of the history.
+
+    References:
+        Seetharaman et al., *AutoClip: Adaptive gradient clipping for source separation networks*, MLSP 2020,
+        Algorithm 1 (``window=None``, ``warmup_steps=0``).
+    """
+
+    percentile: float = 95.0
+    window: int | None = 1000
+    warmup_steps: int = 100
+
+    def __post_init__(self) -> None:
+        check_number("percentile", self.percentile, "Use 95 to clip about one step in twenty.", 0, 100)
+        if self.window is not None:
+            check_count("window", self.window, "Use 1000, or None for the whole history.", 1)
+        check_count("warmup_steps", self.warmup_steps, "Use 100, or 0 to judge from the first step on.")
+
+    def init(self, norms: Tensor) -> Ring | History:
+        """An empty window, or an empty history, for each of the K segments."""
+        if self.window is not None:
+            return empty_ring(norms, self.window)
+        if norms.numel() != 1:
+            raise ValueError(
+                f"`window` must be a whole number for several segments, got None for {norms.numel()}. "
+                'Use window=1000, or scope="global".'
+            )
+        return empty_history(norms)
+
+    def __call__(self, observation: Observation, state: Ring | History) -> tuple[Tensor, Ring | History]:
+        """Observe first, then judge."""
+        judged = state.seen >= self.warmup_steps
+        new: Ring | History
+        if isinstance(state, Ring):
+            new = push_ring(state, observation.norms, observation.observed)
+            ascending, seen = new.values.sort(dim=1).values, new.seen.clamp(max=new.values.shape[1])
+        else:
+            new = push_history(state, observation.norms, observation.observed)
+            ascending, seen = new.values, new.seen
+        targets = quantile(ascending, seen, self.percentile / 100)
+        return torch.where(judged, targets, torch.inf), new

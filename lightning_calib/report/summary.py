@@ -1,0 +1,104 @@
+"""What a run's gradients were like, in at most three plain sentences, and what to change."""
+
+from typing import NamedTuple
+
+_ALWAYS = 0.99  # a threshold that fires on this share of the steps clips practically every one
+_WHOLE = 0.98  # a mean share above this is not worth a sentence
+
+
+class Clipper(NamedTuple):
+    """Somebody who reduces gradients: who, on which share of the steps, in [0, 1], and whether by one fixed norm."""
+
+    who: str
+    fraction: float
+    fixed: bool
+
+
+class Facts(NamedTuple):
+    """One optimizer's run.
+
+    Attributes:
+        optimizer: The optimizer's class name.
+        steps: Optimizer steps with a gradient.
+        lowest: The smallest 2-norm, before anything; as all norms here.
+        median: The 50th percentile.
+        high: The 95th percentile.
+        highest: The largest.
+        clippers: Who reduced the gradient how often.
+        left: The mean share of the norm that was left, in [0, 1]; None where it is not known.
+        nonfinite: Steps whose gradient was inf or nan.
+        skipped: Steps that were not taken.
+    """
+
+    optimizer: str
+    steps: int
+    lowest: float
+    median: float
+    high: float
+    highest: float
+    clippers: tuple[Clipper, ...]
+    left: float | None
+    nonfinite: int
+    skipped: int
+
+
+def summarise(runs: list[Facts]) -> str:
+    """Three sentences: the norms, the clipping and what it amounts to, the steps that went wrong."""
+    seen = [facts for facts in runs if facts.steps]
+    if not seen:
+        return "No optimizer step has been seen yet."
+    several = len(runs) > 1
+    norms = "; ".join(_named(i, facts, several) + _norms(facts) for i, facts in enumerate(runs) if facts.steps)
+    clips = "; ".join(_named(i, facts, several) + _clipping(facts) for i, facts in enumerate(runs) if facts.steps)
+    return f"{_sentence(norms)} {_sentence(clips)} {_trouble(runs)}"
+
+
+def _named(index: int, facts: Facts, several: bool) -> str:
+    return f"optimizer {index} ({facts.optimizer}): " if several else ""
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."
+
+
+def _norms(facts: Facts) -> str:
+    steps = _times(facts.steps, "optimizer step")
+    ran = f"in {steps} the gradient norm ran from {facts.lowest:.3g} to {facts.highest:.3g}"
+    return f"{ran} (half of them up to {facts.median:.3g}, 95 % up to {facts.high:.3g})"
+
+
+def _clipping(facts: Facts) -> str:
+    if not facts.clippers:
+        return "nothing clipped it"
+    return " and ".join(_one(clipper) for clipper in facts.clippers) + _meaning(facts)
+
+
+def _one(clipper: Clipper) -> str:
+    if clipper.fraction > 0:
+        return f"{clipper.who} reduced {100 * clipper.fraction:.3g} % of the steps"
+    return f"{clipper.who} never fired" + (" and is decoration so far" if clipper.fixed else "")
+
+
+def _meaning(facts: Facts) -> str:
+    """What clipping amounts to: little for Adam where it always fires, a lower learning rate for SGD."""
+    kind = facts.optimizer.lower()
+    if "adam" in kind and any(clipper.fixed and clipper.fraction >= _ALWAYS for clipper in facts.clippers):
+        divides = f", and {facts.optimizer} divides the scale of the gradient out again"
+        alike = f"any value below {facts.lowest:.3g} trains alike; to clip outliers only, use {facts.high:.3g}"
+        return f"{divides}, so that a threshold that always fires does not matter: {alike}"
+    if "sgd" in kind and facts.left is not None and 0 < facts.left < _WHOLE:
+        cut = f"{facts.left:.3g} of the configured rate ({1 / facts.left:.3g} times lower)"
+        return f", which with {facts.optimizer} is a cut of the learning rate to {cut} on average"
+    return ""
+
+
+def _trouble(runs: list[Facts]) -> str:
+    nonfinite, skipped = sum(facts.nonfinite for facts in runs), sum(facts.skipped for facts in runs)
+    if not nonfinite and not skipped:
+        return "No gradient was inf or nan, and no step was skipped."
+    bad = f"{_times(nonfinite, 'step')} had a gradient that was" if nonfinite else "No gradient was"
+    return f"{bad} inf or nan, and {_times(skipped, 'step')} {'was' if skipped == 1 else 'were'} skipped."
+
+
+def _times(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
