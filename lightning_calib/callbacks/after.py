@@ -16,14 +16,13 @@ class After:
     Args:
         ledger: The optimizer's record.
         clip: What the Trainer does after our callbacks.
-        unseen: Whether code that we cannot follow runs between the last of ours and the optimizer.
+        foreseeable: Whether what the optimizer uses follows from what ours leave.
         weights: Whether to measure the update of the weights.
     """
 
-    def __init__(self, ledger: Ledger, clip: TrainerClip, *, unseen: bool, weights: bool) -> None:
-        self.ledger, self.clip, self.weights = ledger, clip, weights
-        self.computed = overwrites_gradients(ledger.optimizer)
-        self.computable = not unseen and clip.how in (None, "norm")
+    def __init__(self, ledger: Ledger, clip: TrainerClip, *, foreseeable: bool, weights: bool) -> None:
+        self.ledger, self.clip, self.foreseeable, self.weights = ledger, clip, foreseeable, weights
+        self.overwritten = overwrites_gradients(ledger.optimizer)
         self.handles: list[Any] = []
         self.clear()
 
@@ -63,12 +62,13 @@ class After:
 
     @torch.no_grad()
     def _after_step(self) -> None:
-        self.ledger.stepped = self.ledger.opened
-        if not (self.waiting and self.ledger.opened):
+        taken = any(tensor.grad is not None for tensor in self.ledger.plan.tensors)
+        self.ledger.stepped = self.ledger.opened and taken
+        if not (self.waiting and self.ledger.stepped):
             return
         self.waiting = False
         if self.used is None:
-            self.used = self._compute() if self.computed else self._read()
+            self.used = self._compute() if self.overwritten else self._read()
         if self.sample is not None:
             self.update, self.sample = self.sample.moved(), None
         self._count()
@@ -81,18 +81,20 @@ class After:
     def _compute(self) -> Tensor | None:
         """Where the optimizer leaves something else in ``grad``: from what ours left and the Trainer's formula."""
         final = self.ledger.final
-        if final is None or not self.computable:
+        if final is None or not self.foreseeable:
             return None
         return final if self.clip.how is None else final * trainer_share(self.clip, final)
 
     def _count(self) -> None:
         """A clip that can only be seen, not computed, is counted on logged steps."""
         ledger = self.ledger
-        if self.clip.how not in ("module", "value") or ledger.before is None or ledger.final is None:
+        if self.foreseeable or ledger.before is None or ledger.final is None or self.used is None:
             return
-        if self.used is None:
-            return
-        by_trainer = self.used < ledger.final * (1 - 1e-6)
+        by_trainer = torch.zeros_like(self.used).bool()
+        if self.clip.how == "norm":  # it comes last, and leaves its own value where it fires
+            by_trainer = self.used >= self.clip.value * (1 - 1e-4)
+        elif self.clip.how is not None:
+            by_trainer = self.used < ledger.final * (1 - 1e-6)
         ledger.reduced.append(by_trainer)
         ledger.tally = ledger.tally.add_left(ledger.before, self.used, by_trainer)
 

@@ -200,6 +200,8 @@ class CalibratedCallback(Callback):
         """Builtins and CPU tensors only: it loads with ``weights_only=True`` and without this package."""
         if self._session is None:
             return {"version": VERSION, **self._saved}
+        if self._session.complete:
+            self._session.flush()
         state = {"version": VERSION, "optimizers": {str(index): book.saved() for index, book in self._books.items()}}
         if self is self._session.owner:
             ledgers = self._session.ledgers.values()

@@ -59,7 +59,6 @@ class Ledger:
         self.before: Tensor | None = None
         self.final: Tensor | None = None
         self.forget()
-        self.live = any(gradient is not None for gradient in self.gradients)
 
     def note_rates(self) -> None:
         """Keep what schedulers and GradScaler change before the batch ends: the rates that this step uses."""
@@ -72,6 +71,7 @@ class Ledger:
     def forget(self) -> None:
         """Somebody changed the gradients: the next reading is a new one."""
         self.gradients = self.plan.gradients()
+        self.live = any(gradient is not None for gradient in self.gradients)
         self.scale = pending_scale(self.scaler, self.optimizer)
         self.readings: dict[float, Reading] = {}
 
@@ -86,7 +86,7 @@ class Ledger:
         found = measure(self.plan, self.gradients, norm_type, units=self.units)
         if self.scale is None:
             return found
-        return found.rescaled(self.plan, self.scale.reciprocal().to(found.tensors).reshape(1))
+        return found.rescaled(self.scale.reciprocal().to(found.pieces).reshape(1))
 
     def total(self, reading: Reading) -> Tensor:
         """The norm of the whole gradient, 0-d."""
@@ -102,4 +102,4 @@ class Ledger:
         """Multiply the gradients, and the readings with them."""
         self.unscale()
         rescale_(self.plan, self.gradients, factors)
-        self.readings = {kind: reading.rescaled(self.plan, factors) for kind, reading in self.readings.items()}
+        self.readings = {kind: reading.rescaled(factors) for kind, reading in self.readings.items()}

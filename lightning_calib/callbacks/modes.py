@@ -56,7 +56,7 @@ class TrainerClip(NamedTuple):
     def __str__(self) -> str:
         """As the user wrote it."""
         if self.how == "module":
-            return "configure_gradient_clipping"
+            return "`configure_gradient_clipping`"
         algorithm = ", gradient_clip_algorithm='value'" if self.how == "value" else ""
         return f"Trainer(gradient_clip_val={self.value:g}{algorithm})"
 

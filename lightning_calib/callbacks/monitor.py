@@ -133,8 +133,7 @@ def _clippers(session: Session, ledger: Ledger) -> list[Clipper]:
             count = one.count(ledger)
             found.append(Clipper(one.label, float(count.fired) / max(1, count.steps), one.fixed))
     if session.clip.how is not None:
-        known = max(1, int(ledger.tally.known))
-        found.append(
-            Clipper(str(session.clip), float(ledger.tally.trainer_reduced) / known, session.clip.how == "norm")
-        )
+        known = int(ledger.tally.known)
+        share = float(ledger.tally.trainer_reduced) / known if known else None
+        found.append(Clipper(str(session.clip), share, session.clip.how == "norm"))
     return found

@@ -28,12 +28,16 @@ class Part:
 
     def saved(self) -> dict[str, Any]:
         """For the checkpoint."""
-        return {"version": 1, "segments": self.segments.digest, "state": to_host(_fields(self.state))}
+        state = to_host(_fields(self.state))
+        return {"version": 1, "policy": self.policy.kind, "segments": self.segments.digest, "state": state}
 
     def restore(self, saved: dict[str, Any]) -> bool:
         """Take up a saved state, if it is of the same segments and of the same kind."""
         now = _fields(self.state)
-        if saved.get("segments") != self.segments.digest or saved.get("state", {}).keys() != now.keys():
+        mine = (1, self.policy.kind, self.segments.digest)
+        if (saved.get("version"), saved.get("policy"), saved.get("segments")) != mine:
+            return False
+        if saved.get("state", {}).keys() != now.keys():
             return False
         self.state = type(self.state)(**on_device(saved["state"], now))
         return True
@@ -60,8 +64,9 @@ class Book:
         """The median target over the segments judged last; None if none was."""
         reports = [part.report for part in self.parts if part.report is not None]
         judged = [report.targets[report.observed & report.targets.isfinite()] for report in reports]
-        found = torch.cat(judged) if judged else torch.zeros(0)
-        return found.quantile(0.5) if found.numel() else None
+        found = torch.cat(judged).sort().values if judged else torch.zeros(0)
+        middle = found.numel() // 2
+        return (found[middle] + found[-1 - middle]) / 2 if found.numel() else None
 
 
 def _fields(state: State) -> dict[str, Any]:

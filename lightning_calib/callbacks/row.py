@@ -18,13 +18,14 @@ Row = dict[str, Tensor | float]
 def step_row(session: "Session", ledger: Ledger, after: After) -> Row:
     """One optimizer's part of the row, tags without their suffix."""
     tally, row = ledger.tally, Row()
-    if ledger.turn and ledger.live and ledger.before is not None:
+    if ledger.turn and ledger.before is not None:
         row["calib/grad_norm_before"] = ledger.before
     if tally.window_steps:
         row["calib/grad_norm_max"] = tally.window_max
     row |= _taken(session, ledger, after)
-    if tally.window_steps and (session.watched or any(callback.clips for callback in session.ours)):
-        row["calib/clip_fraction"] = _fraction(session, ledger)
+    fraction = _fraction(session, ledger, after)
+    if fraction is not None and (session.watched or any(callback.clips for callback in session.ours)):
+        row["calib/clip_fraction"] = fraction
     if session.watched:
         row |= _state(session, ledger)
     for callback in session.ours:
@@ -47,10 +48,13 @@ def _taken(session: "Session", ledger: Ledger, after: After) -> Row:
     return row
 
 
-def _fraction(session: "Session", ledger: Ledger) -> Tensor | float:
+def _fraction(session: "Session", ledger: Ledger, after: After) -> Tensor | float | None:
     """The share of the window's steps that were reduced; of the logged step alone where the rest cannot be known."""
-    if session.clip.how in ("module", "value"):
-        return float(ledger.turn and ledger.live and any(bool(one) for one in ledger.reduced))
+    if session.clip.how is not None and not session.foreseeable:
+        seen = ledger.turn and ledger.live and ledger.stepped and after.used is not None
+        return float(any(bool(one) for one in ledger.reduced)) if seen else None
+    if not ledger.tally.window_steps:
+        return None
     return ledger.tally.window_reduced / ledger.tally.window_steps
 
 

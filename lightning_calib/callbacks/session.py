@@ -27,7 +27,9 @@ class Session:
         self.scaler = grad_scaler(trainer)
         self.clip = trainer_clip(trainer, module)
         self.behind_foreign, foreign_last = _foreigners(trainer.callbacks, ours)  # type: ignore[attr-defined]
-        self.unseen = foreign_last or is_overridden("on_before_optimizer_step", module, pl.LightningModule)
+        unseen = foreign_last or is_overridden("on_before_optimizer_step", module, pl.LightningModule)
+        # Whether what the optimizer uses follows from what ours leave; else it is only seen, on logged steps.
+        self.foreseeable = self.clip.how in (None, "norm") and not unseen
         self.watched = any(callback.watches for callback in ours)
         self.period = min(
             (callback.every_n_steps for callback in ours if callback.every_n_steps is not None),
@@ -37,7 +39,7 @@ class Session:
         optimizers = [o for o in enumerate(trainer.optimizers) if unsupported_optimizer(o[1]) is None]
         self.ledgers = {id(optimizer): self._ledger(index, optimizer) for index, optimizer in optimizers}
         self.afters = {
-            key: After(ledger, self.clip, unseen=self.unseen, weights=self.watched)
+            key: After(ledger, self.clip, foreseeable=self.foreseeable, weights=self.watched)
             for key, ledger in self.ledgers.items()
         }
 
@@ -61,12 +63,11 @@ class Session:
         self.settle(ledger)
         fresh = self.backwards > ledger.backwards or not self.module.automatic_optimization
         ledger.backwards = self.backwards
+        ledger.open()
         if not fresh:
             # No backward pass since the last step (a `training_step` that returned None, or SWA's BatchNorm epoch):
-            # whatever lies in `grad` is old. It passes through and is not recorded.
-            ledger.live = False
-            return
-        ledger.open()
+            # whatever lies in `grad` is old. It passes through and is not recorded; nothing at all is a skipped step.
+            ledger.opened, ledger.live = not ledger.live, False
         if self.due:
             ledger.note_rates()
         if ledger.live:
@@ -74,20 +75,21 @@ class Session:
 
     def close(self, ledger: Ledger) -> None:
         """End of our part of the step: count it, and prepare to see what the optimizer makes of it."""
-        if not ledger.live or ledger.before is None:
+        if ledger.before is None:
             return
-        if self.due or self.clip.how == "norm" or 2.0 in ledger.readings:
-            ledger.final = ledger.total(ledger.reading())
-        reduced = torch.stack(ledger.reduced).any() if ledger.reduced else torch.zeros_like(ledger.before).bool()
         tally = ledger.tally.add_overflow(ledger.before, scaled=self.scaler is not None, fused=ledger.fused)
-        if ledger.final is not None and self.clip.how in (None, "norm"):
-            left, by_trainer = self._left(ledger.final)
-            tally = tally.add_left(ledger.before, left, by_trainer)
-            reduced = reduced | by_trainer
+        reduced = torch.zeros_like(ledger.before).bool()
+        if ledger.live:
+            reduced = torch.stack([reduced, *ledger.reduced]).any()
+            if self.due or self.clip.how == "norm" or 2.0 in ledger.readings:
+                ledger.final = ledger.total(ledger.reading())
+            if ledger.final is not None and self.foreseeable:
+                left, by_trainer = self._left(ledger.final)
+                tally, reduced = tally.add_left(ledger.before, left, by_trainer), reduced | by_trainer
         ledger.tally = tally.add_step(ledger.before, reduced)
         for callback in self.ours:
             callback.observe(ledger)
-        if self.due:
+        if self.due and ledger.live:
             self.afters[id(ledger.optimizer)].prepare()
 
     def _left(self, final: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,6 +103,12 @@ class Session:
         if ledger.opened and not (ledger.live and ledger.stepped):
             ledger.tally = ledger.tally._replace(skipped=ledger.tally.skipped + 1)
         ledger.opened = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether a step was taken whose row has not been written yet: a checkpoint before that is one too early."""
+        open_ones = [ledger for ledger in self.ledgers.values() if ledger.opened]
+        return bool(open_ones) and all(ledger.stepped for ledger in open_ones)
 
     def flush(self) -> None:
         """At the end of the batch: settle every optimizer and, if it is due, write the row."""

@@ -3,7 +3,7 @@
 import torch
 
 from lightning_calib.functional.checks import check_number, message
-from lightning_calib.functional.judge import Policy, Report, State, fresh_state, judge, observe
+from lightning_calib.functional.judge import Policy, Report, State, check_state, fresh_state, judge, observe
 from lightning_calib.functional.norms import measure
 from lightning_calib.functional.plan import Plan, Source
 from lightning_calib.functional.rescale import rescale_
@@ -67,7 +67,9 @@ def clip_grad_(
     segments = Segments.of(plan := Plan.of(parameters), scope)
     reading = measure(plan, gradients := plan.gradients(), norm_type, units=scope == "unit")
     observation = observe(segments, reading, weights=policy.needs_weights)
-    state = fresh_state(policy, segments) if state is None else state
+    if state is None:
+        state = fresh_state(policy, segments)
+    check_state(policy, state, segments)
     report, state = judge(policy, observation, state)
     rescale_(plan, gradients, segments.spread(report.coefficients))
     return report, state

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_calib.functional.checks import message
 from lightning_calib.functional.norms import Reading, measure
 from lightning_calib.functional.segments import Segments
 
@@ -35,6 +36,11 @@ class Policy(ABC):
     """
 
     needs_weights: ClassVar[bool] = False
+
+    @property
+    def kind(self) -> str:
+        """What the numbers of a state mean: a saved state fits a policy of the same kind only."""
+        return type(self).__name__
 
     @abstractmethod
     def init(self, norms: Tensor) -> State:
@@ -95,7 +101,7 @@ def fresh_state(policy: Policy, segments: Segments) -> State:
         ValueError: If it would take more than 64 MB, or the policy refuses that many segments.
     """
     count, plan = len(segments), segments.plan
-    planned = policy.init(torch.empty(count, dtype=plan.dtype, device="meta"))
+    planned = _planned(policy, segments)
     size = sum(tensor.numel() * tensor.element_size() for tensor in planned)
     if size > STATE_LIMIT:
         raise ValueError(
@@ -104,3 +110,20 @@ def fresh_state(policy: Policy, segments: Segments) -> State:
             'Use a coarser scope such as "layer", a shorter `window`, or a policy without a window.'
         )
     return policy.init(torch.zeros(count, dtype=plan.dtype, device=plan.device))
+
+
+def check_state(policy: Policy, state: State, segments: Segments) -> None:
+    """Refuse a state of another policy, or of another number of segments.
+
+    Raises:
+        ValueError: If the state does not fit.
+    """
+    planned = _planned(policy, segments)
+    fits = type(state) is type(planned) and [one.shape[:1] for one in state] == [one.shape[:1] for one in planned]
+    if not fits:
+        rule = f"what `{policy}` returned for the same {len(segments)} segments"
+        raise ValueError(message("state", rule, state, "Pass None to start afresh."))
+
+
+def _planned(policy: Policy, segments: Segments) -> State:
+    return policy.init(torch.empty(len(segments), dtype=segments.plan.dtype, device="meta"))

@@ -1,7 +1,8 @@
 """The one pass over the gradients: a norm per tensor, or per unit where a scope needs it."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -9,30 +10,41 @@ from torch import Tensor
 from lightning_calib.functional.plan import Plan
 
 
-class Reading(NamedTuple):
-    """What the pass found: norms of the T tensors and, where asked, of their U units.
-
-    A missing gradient and an empty tensor read 0. A non-finite element makes its tensor's (and unit's) norm inf or nan.
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What the pass found. A missing gradient and an empty tensor read 0, one with inf or nan in it reads inf or nan.
 
     Attributes:
+        plan: What was read.
         norm_type: The p of the p-norm.
-        tensors: Shape (T,), float32, or float64 where a parameter is.
-        units: Shape (U,) or None.
+        pieces: Norms of the T tensors, shape (T,), or of their U units, shape (U,); float32, or float64 where a
+            parameter is.
+        by_unit: Which of the two.
     """
 
+    plan: Plan
     norm_type: float
-    tensors: Tensor
-    units: Tensor | None = None
+    pieces: Tensor
+    by_unit: bool = False
 
-    def rescaled(self, plan: Plan, factors: Tensor) -> "Reading":
+    @property
+    def units(self) -> Tensor | None:
+        """Norms of the units, shape (U,), if they were taken."""
+        return self.pieces if self.by_unit else None
+
+    @cached_property
+    def tensors(self) -> Tensor:
+        """Norms of the tensors, shape (T,)."""
+        if not self.by_unit or not self.plan.tensors:
+            return self.pieces
+        each = torch.split(self.pieces, list(self.plan.unit_counts))
+        return torch.stack(torch._foreach_norm(each, self.norm_type, dtype=self.plan.dtype))
+
+    def rescaled(self, factors: Tensor) -> "Reading":
         """The reading after a rescale by ``factors``: shape (1,), (T,) or (U,). Nothing is read again."""
-        if self.units is None:
-            return self._replace(tensors=self.tensors * factors)
-        if factors.numel() == self.units.numel():
-            units = self.units * factors
-            return self._replace(tensors=_of_units(plan, units, self.norm_type), units=units)
-        per_unit = factors if factors.numel() == 1 else factors[plan.unit_owner]
-        return self._replace(tensors=self.tensors * factors, units=self.units * per_unit)
+        if self.by_unit and factors.numel() not in (1, self.pieces.numel()):
+            factors = factors[self.plan.unit_owner]
+        return Reading(self.plan, self.norm_type, self.pieces * factors, self.by_unit)
 
 
 @torch.no_grad()
@@ -41,64 +53,57 @@ def measure(plan: Plan, values: Sequence[Tensor | None], norm_type: float = 2.0,
 
     Half types accumulate in float32: an fp16 norm above 65504 is right, a bf16 one is not rounded.
     """
-    if not units:
-        return Reading(norm_type, _tensor_norms(plan, [_dense(value) for value in values], norm_type))
-    rows = torch.cat(_all_unit_norms(plan, values, norm_type)) if values else torch.zeros(0)
-    return Reading(norm_type, _of_units(plan, rows, norm_type), rows)
+    if units and plan.tensors:
+        return Reading(plan, norm_type, _all_unit_norms(plan, values, norm_type), by_unit=True)
+    return Reading(plan, norm_type, _tensor_norms(plan, values, norm_type), by_unit=units)
 
 
-def _dense(value: Tensor | None) -> Tensor | None:
+def _tensor_norms(plan: Plan, values: Sequence[Tensor | None], norm_type: float) -> Tensor:
     # Duplicate indices of an uncoalesced gradient must be added before the norm is taken.
-    return value.coalesce().values() if value is not None and value.is_sparse else value
-
-
-def _tensor_norms(plan: Plan, values: list[Tensor | None], norm_type: float) -> Tensor:
-    zero = torch.zeros((), dtype=plan.dtype, device=plan.device)
-    if not plan.plain:
+    values = [value.coalesce().values() if value is not None and value.is_sparse else value for value in values]
+    if plan.has_complex:
         values = [value.abs() if value is not None and value.is_complex() else value for value in values]
-    present = [value for value in values if value is not None and (plan.plain or value.numel())]
+    present = [value for value in values if value is not None and value.numel()]
     if not present:
-        return zero.expand(len(values)).clone()
-    norms = list(torch._foreach_norm(present, norm_type, dtype=plan.dtype))
-    if not plan.one_device:
-        norms = [norm.to(plan.device, non_blocking=True) for norm in norms]
-    if len(present) < len(values):
-        found = iter(norms)
-        norms = [zero if value is None or not value.numel() else next(found) for value in values]
-    return torch.stack(norms)
+        return torch.zeros(len(values), dtype=plan.dtype, device=plan.device)
+    norms = torch._foreach_norm(present, norm_type, dtype=plan.dtype)
+    together = torch.stack([norm.to(plan.device, non_blocking=True) for norm in norms] if plan.spread_out else norms)
+    if len(present) == len(values):
+        return together
+    where = [i for i, value in enumerate(values) if value is not None and value.numel()]
+    return together.new_zeros(len(values)).index_copy_(0, torch.tensor(where, device=together.device), together)
 
 
-def _all_unit_norms(plan: Plan, values: Sequence[Tensor | None], norm_type: float) -> list[Tensor]:
-    whole = [None if plan.unit_counts[i] > 1 else _dense(value) for i, value in enumerate(values)]
-    singles = torch.split(_tensor_norms(plan, whole, norm_type), 1)
-    return [
-        single if plan.unit_counts[i] == 1 else _unit_norms(plan, i, value, norm_type).to(plan.device)
-        for i, (value, single) in enumerate(zip(values, singles, strict=True))
-    ]
+def _all_unit_norms(plan: Plan, values: Sequence[Tensor | None], norm_type: float) -> Tensor:
+    """Shape (U,). Small tensors with rows of one length are read in one call, the others one by one."""
+    found: dict[int, Tensor] = {}
+    for batch in plan.batches:
+        rows = [value for i in batch.members if (value := values[i]) is not None and not value.is_sparse]
+        if len(rows) == len(batch.members):
+            together = torch.cat([value.reshape(-1, batch.length) for value in rows])
+            norms = _norms_over(together, (1,), norm_type, plan.dtype)
+            found.update(zip(batch.members, torch.split(norms, list(batch.counts)), strict=True))
+    each = [found[i] if i in found else _unit_norms(plan, i, value, norm_type) for i, value in enumerate(values)]
+    return torch.cat([norms.to(plan.device, non_blocking=True) for norms in each] if plan.spread_out else each)
 
 
 def _unit_norms(plan: Plan, i: int, value: Tensor | None, norm_type: float) -> Tensor:
     """Norms of tensor ``i``'s units, shape (unit_counts[i],); a row that a sparse gradient lacks reads 0."""
-    if value is None:
+    if value is None or value.numel() == 0:
         return torch.zeros(plan.unit_counts[i], dtype=plan.dtype, device=plan.device)
-    if value.is_sparse and (value.sparse_dim() > 1 or plan.transposed[i]):
+    if value.is_sparse and (value.sparse_dim() > 1 or value.ndim < 2 or plan.transposed[i]):
         value = value.to_dense()
     if value.is_sparse:
         value = value.coalesce()
-        touched = _row_norms(value.values(), tuple(range(1, value.ndim)), norm_type, plan.dtype)
+        touched = _norms_over(value.values(), tuple(range(1, value.ndim)), norm_type, plan.dtype)
         return touched.new_zeros(plan.unit_counts[i]).index_copy_(0, value.indices()[0], touched)
+    if value.ndim < 2:
+        return _norms_over(value.reshape(1, -1), (1,), norm_type, plan.dtype)
     view, inside = plan.unit_view(i, value)
-    return _row_norms(view, inside, norm_type, plan.dtype).flatten()
+    return _norms_over(view, inside, norm_type, plan.dtype).flatten()
 
 
-def _row_norms(view: Tensor, inside: tuple[int, ...], norm_type: float, dtype: torch.dtype) -> Tensor:
+def _norms_over(view: Tensor, inside: tuple[int, ...], norm_type: float, dtype: torch.dtype) -> Tensor:
     view = view.abs() if view.is_complex() else view
     norms: Tensor = torch.linalg.vector_norm(view, norm_type, dim=inside, dtype=dtype)
     return norms
-
-
-def _of_units(plan: Plan, rows: Tensor, norm_type: float) -> Tensor:
-    if not plan.tensors:
-        return rows
-    each = torch.split(rows, list(plan.unit_counts))
-    return torch.stack(torch._foreach_norm(each, norm_type, dtype=plan.dtype))

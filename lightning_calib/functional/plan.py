@@ -16,6 +16,18 @@ from lightning_calib.functional.checks import message
 Source = nn.Module | Optimizer | Iterable[Tensor]
 
 
+_REMEDY = "Pass a module, an optimizer or an iterable of tensors such as `model.parameters()`."
+_SMALL = 2**14  # elements: below, a call costs more than copying the tensor
+
+
+class Batch(NamedTuple):
+    """Positions of tensors whose units have ``length`` elements, and how many units each has."""
+
+    members: tuple[int, ...]
+    length: int
+    counts: tuple[int, ...]
+
+
 class _Label(NamedTuple):
     name: str
     layer: str
@@ -66,6 +78,8 @@ class Plan:
             return Plan.of_optimizer(source)
         if isinstance(source, nn.Module):
             return _build(((0, tensor) for tensor in source.parameters()), source, {"layer"})
+        if not isinstance(source, Iterable):
+            raise TypeError(message("parameters", "a module, an optimizer or tensors", source, _REMEDY))
         tensors = [source] if isinstance(source, Tensor) else list(source)
         return _build(((0, tensor) for tensor in tensors), None, set())
 
@@ -81,9 +95,9 @@ class Plan:
         return self.tensors[0].device if self.tensors else torch.device("cpu")
 
     @cached_property
-    def one_device(self) -> bool:
-        """Whether every tensor lives there."""
-        return all(tensor.device == self.device for tensor in self.tensors)
+    def spread_out(self) -> bool:
+        """Whether some tensor lives elsewhere."""
+        return any(tensor.device != self.device for tensor in self.tensors)
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -97,9 +111,9 @@ class Plan:
         return torch.float32 if self.device.type == "mps" else torch.float64
 
     @cached_property
-    def plain(self) -> bool:
-        """Whether no tensor is complex or empty, so that gradients need no preparation."""
-        return all(tensor.numel() and not tensor.is_complex() for tensor in self.tensors)
+    def has_complex(self) -> bool:
+        """Whether some tensor is complex."""
+        return any(tensor.is_complex() for tensor in self.tensors)
 
     @cached_property
     def unit_counts(self) -> tuple[int, ...]:
@@ -116,6 +130,20 @@ class Plan:
         """Shape (U,): the position of each unit's tensor."""
         counts = torch.tensor(self.unit_counts)
         return torch.arange(len(self.tensors)).repeat_interleave(counts).to(self.device)
+
+    @cached_property
+    def batches(self) -> tuple["Batch", ...]:
+        """Small tensors whose units have the same length, so that one call can read them all."""
+        alike: dict[tuple[object, ...], list[int]] = {}
+        for i, tensor in enumerate(self.tensors):
+            if 0 < tensor.numel() <= _SMALL and not self.transposed[i] and not tensor.is_complex():
+                length = tensor.numel() // self.unit_counts[i]
+                alike.setdefault((length, tensor.dtype, tensor.device), []).append(i)
+        return tuple(
+            Batch(tuple(members), members_length, tuple(self.unit_counts[i] for i in members))
+            for (members_length, *_), members in alike.items()
+            if len(members) > 1 and isinstance(members_length, int)
+        )
 
     def _units(self, i: int) -> int:
         tensor = self.tensors[i]
@@ -145,8 +173,7 @@ def _distinct(pairs: Iterable[tuple[int, Tensor]]) -> Iterator[tuple[int, int, T
     seen: set[int] = set()
     for position, (group, tensor) in enumerate(pairs):
         if not isinstance(tensor, Tensor):
-            remedy = "Pass a module, an optimizer or an iterable of tensors such as `model.parameters()`."
-            raise TypeError(message("parameters", "made of tensors", tensor, remedy))
+            raise TypeError(message("parameters", "made of tensors", tensor, _REMEDY))
         if id(tensor) not in seen:
             seen.add(id(tensor))
             yield group, position, tensor

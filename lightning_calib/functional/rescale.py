@@ -44,24 +44,29 @@ def _rescale_on_device(gradients: Sequence[Tensor | None], factors: Tensor) -> N
 
 
 def _rescale_units(plan: Plan, gradients: Sequence[Tensor | None], factors: Tensor) -> None:
-    touched: Sequence[int] = range(len(plan.tensors))
+    changed: Sequence[int] = range(len(plan.tensors))
     if factors.device.type == "cpu":
-        touched = torch.unique(plan.unit_owner[factors != 1.0]).tolist()
-    for i in touched:
+        changed = torch.unique(plan.unit_owner[factors != 1.0]).tolist()
+    views, multipliers = [], []
+    each = torch.split(factors, list(plan.unit_counts))
+    for i in changed:
         gradient = gradients[i]
         if gradient is not None:
-            _rescale_rows(plan, i, gradient, factors[plan.unit_starts[i] : plan.unit_starts[i + 1]])
+            view, multiplier = _by_rows(plan, i, gradient, each[i])
+            views.append(view)
+            multipliers.append(multiplier)
+    if views:
+        torch._foreach_mul_(views, multipliers)
 
 
-def _rescale_rows(plan: Plan, i: int, gradient: Tensor, factors: Tensor) -> None:
+def _by_rows(plan: Plan, i: int, gradient: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
+    """A view of the gradient and the factors of its units, shaped so that one multiplies the other."""
     factors = factors.to(gradient.device, non_blocking=True)
-    if plan.unit_counts[i] == 1:
-        gradient.mul_(factors[0])
-    elif gradient.is_sparse and not plan.transposed[i]:
+    if gradient.is_sparse and gradient.ndim > 1 and not plan.transposed[i]:
         # Rows that occur twice share a factor, so an uncoalesced gradient needs no coalescing here.
         values = gradient._values()
-        rows = factors[gradient._indices()[0]]
-        values.mul_(rows.view(-1, *[1] * (values.ndim - 1)))
-    else:
-        view, inside = plan.unit_view(i, gradient)
-        view.mul_(factors.view(*view.shape[: view.ndim - len(inside)], *[1] * len(inside)))
+        return values, factors[gradient._indices()[0]].view(-1, *[1] * (values.ndim - 1))
+    if plan.unit_counts[i] == 1 or gradient.is_sparse:
+        return gradient, factors[0]
+    view, inside = plan.unit_view(i, gradient)
+    return view, factors.view(*view.shape[: view.ndim - len(inside)], *[1] * len(inside))

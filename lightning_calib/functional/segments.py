@@ -79,13 +79,18 @@ class Segments:
 
     def fold(self, reading: Reading) -> Tensor:
         """The segments' norms, shape (K,), from the pieces' norms."""
-        pieces = reading.units if self.scope == "unit" else reading.tensors
-        assert pieces is not None, "the reading was taken without units"  # noqa: S101 - our own contract
+        if self.scope == "global" and self.pick is None:
+            return self._norm(reading, reading.pieces, 0).reshape(1)
+        pieces = reading.pieces if self.scope == "unit" else reading.tensors
         norms = pieces if self.pick is None else pieces[self.pick]
         if self.table is None:
             return norms
-        padded = torch.cat([norms, norms.new_zeros(1)])[self.table]
-        folded: Tensor = torch.linalg.vector_norm(padded, reading.norm_type, dim=1, dtype=self.plan.wide)
+        return self._norm(reading, torch.cat([norms, norms.new_zeros(1)])[self.table], 1)
+
+    def _norm(self, reading: Reading, norms: Tensor, dim: int) -> Tensor:
+        if norms.numel() == 0:
+            return norms.new_zeros(1)
+        folded: Tensor = torch.linalg.vector_norm(norms, reading.norm_type, dim=dim, dtype=self.plan.wide)
         return folded.to(norms.dtype)
 
     def spread(self, coefficients: Tensor) -> Tensor:

@@ -64,6 +64,11 @@ class Percentile(Policy):
             check_count("window", self.window, "Use 1000, or None for the whole history.", 1)
         check_count("warmup_steps", self.warmup_steps, "Use 100, or 0 to judge from the first step on.")
 
+    @property
+    def kind(self) -> str:
+        """A ring cannot change its length."""
+        return f"Percentile(window={self.window})"
+
     def init(self, norms: Tensor) -> Ring | History:
         """An empty window, or an empty history, for each of the K segments."""
         if self.window is not None:

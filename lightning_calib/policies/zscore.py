@@ -70,6 +70,11 @@ class ZScore(Policy):
         check_count("warmup_steps", self.warmup_steps, "Use 25: a deviation needs some values.", 2)
         check_flag("robust", self.robust, "Use True to follow changes of level, False for the paper's rule.")
 
+    @property
+    def kind(self) -> str:
+        """Moments of logarithms are not moments of norms."""
+        return f"ZScore(robust={self.robust})"
+
     def init(self, norms: Tensor) -> Moments:
         """No norm observed yet."""
         return no_moments(norms)

@@ -7,10 +7,16 @@ _WHOLE = 0.98  # a mean share above this is not worth a sentence
 
 
 class Clipper(NamedTuple):
-    """Somebody who reduces gradients: who, on which share of the steps, in [0, 1], and whether by one fixed norm."""
+    """Somebody who reduces gradients.
+
+    Attributes:
+        who: As the user calls it.
+        fraction: The share of the steps, in [0, 1]; None where it cannot be seen.
+        fixed: Whether by one norm that never changes.
+    """
 
     who: str
-    fraction: float
+    fraction: float | None
     fixed: bool
 
 
@@ -74,6 +80,8 @@ def _clipping(facts: Facts) -> str:
 
 
 def _one(clipper: Clipper) -> str:
+    if clipper.fraction is None:
+        return f"whether {clipper.who} clips cannot be seen"
     if clipper.fraction > 0:
         return f"{clipper.who} reduced {100 * clipper.fraction:.3g} % of the steps"
     return f"{clipper.who} never fired" + (" and is decoration so far" if clipper.fixed else "")
@@ -82,7 +90,7 @@ def _one(clipper: Clipper) -> str:
 def _meaning(facts: Facts) -> str:
     """What clipping amounts to: little for Adam where it always fires, a lower learning rate for SGD."""
     kind = facts.optimizer.lower()
-    if "adam" in kind and any(clipper.fixed and clipper.fraction >= _ALWAYS for clipper in facts.clippers):
+    if "adam" in kind and any(clipper.fixed and (clipper.fraction or 0) >= _ALWAYS for clipper in facts.clippers):
         divides = f", and {facts.optimizer} divides the scale of the gradient out again"
         alike = f"any value below {facts.lowest:.3g} trains alike; to clip outliers only, use {facts.high:.3g}"
         return f"{divides}, so that a threshold that always fires does not matter: {alike}"

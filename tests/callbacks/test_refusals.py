@@ -1,0 +1,163 @@
+"""Modes that cannot be right: acting is refused with a way out, watching warns once and logs nothing."""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+
+import pytest
+import torch
+from boring import Rows, Tiny, fit, same_bits, weights
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lightning_calib import (
+    AGC,
+    AdaGC,
+    AutoClip,
+    GradientCentralize,
+    GradientClip,
+    GradientMonitor,
+    GradientNormalize,
+    GradientValueClip,
+    ZClip,
+)
+
+LBFGS = partial(torch.optim.LBFGS, lr=0.1, max_iter=3)
+ACTING = {
+    "GradientClip": GradientClip,
+    "GradientNormalize": GradientNormalize,
+    "GradientValueClip": lambda: GradientValueClip(1.0),
+    "GradientCentralize": GradientCentralize,
+    "AutoClip": AutoClip,
+    "ZClip": ZClip,
+    "AGC": AGC,
+    "AdaGC": AdaGC,
+}
+
+
+class FSDPStrategy(SingleDeviceStrategy):
+    """Told by its name along the MRO, as the real one is."""
+
+
+class DeepSpeedStrategy(SingleDeviceStrategy):
+    """The same."""
+
+
+class MyDeepSpeed(DeepSpeedStrategy):
+    """A user's subclass."""
+
+
+STRATEGIES = {"FSDPStrategy": FSDPStrategy, "DeepSpeedStrategy": DeepSpeedStrategy, "subclass": MyDeepSpeed}
+
+
+@pytest.mark.parametrize("make", ACTING.values(), ids=ACTING)
+def test_lbfgs_is_refused_by_who_acts(make):
+    with pytest.raises(MisconfigurationException) as error:
+        fit(Tiny(LBFGS), [make()])
+    message = str(error.value)
+    assert "LBFGS" in message
+    assert type(make()).__name__ in message
+    assert "several times" in message or "closure" in message, "the reason"
+    assert "first-order" in message, "the way out"
+
+
+@pytest.mark.parametrize("make", ACTING.values(), ids=ACTING)
+@pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
+def test_sharding_strategies_are_refused_by_who_acts(strategy, make):
+    module = Tiny()
+    with pytest.raises(MisconfigurationException) as error:
+        fit(module, [make()], strategy=strategy(torch.device("cpu")))
+    message = str(error.value)
+    assert "DeepSpeed" in message or "FSDP" in message
+    assert type(make()).__name__ in message
+
+
+MODES = {
+    "lbfgs": {"optimizer": LBFGS},
+    "fsdp": {"strategy": FSDPStrategy},
+    "deepspeed": {"strategy": DeepSpeedStrategy},
+}
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+def test_monitor_warns_once_logs_nothing_and_lets_training_go_on(mode, said):
+    def run(callbacks, logger):
+        module = Tiny(mode.get("optimizer", partial(torch.optim.SGD, lr=0.1)))
+        strategy = mode["strategy"](torch.device("cpu")) if "strategy" in mode else "auto"
+        return fit(module, callbacks, logger=logger, strategy=strategy), weights(module)
+
+    rows, callback = Rows(), GradientMonitor(1)
+    trainer, watched = run([callback], rows)
+    assert len([line for line in said() if "GradientMonitor" in line and "not supported" in line]) == 1
+    assert trainer.global_step == 12
+    assert not [tag for tag in rows.tags if "norm" in tag or "clip" in tag or "update" in tag]
+    same_bits(watched, run([], Rows())[1])
+    assert isinstance(callback.summary(), str)
+
+
+def test_dry_run_watches_and_does_not_act(said):
+    """It observes only: the same words as the monitor's, and training goes on."""
+    rows = Rows()
+    trainer = fit(Tiny(LBFGS), [GradientClip(1.0, dry_run=True)], logger=rows)
+    assert trainer.global_step == 12
+    assert len([line for line in said() if "LBFGS is not supported" in line]) == 1
+    assert rows.rows == []
+
+
+def test_refusal_for_a_strategy_comes_before_the_first_batch():
+    class Never(Tiny):
+        def training_step(self, batch, batch_idx):
+            raise AssertionError("trained")
+
+    with pytest.raises(MisconfigurationException):
+        fit(Never(), [ZClip()], strategy=FSDPStrategy(torch.device("cpu")))
+    with pytest.raises(MisconfigurationException):
+        fit(Never(LBFGS), [ZClip()])
+
+
+@pytest.fixture
+def mesh():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+class Sharded(Tiny):
+    """Parameters as DTensors, one rank."""
+
+    def __init__(self, mesh):
+        super().__init__()
+        distribute = torch.distributed.tensor.distribute_tensor
+        for layer in self.net[::2]:
+            for name, tensor in list(layer.named_parameters()):
+                placed = distribute(tensor.detach(), mesh, [torch.distributed.tensor.Shard(0)])
+                setattr(layer, name, torch.nn.Parameter(placed))
+
+    def training_step(self, batch, batch_idx):
+        return sum(p.square().sum() for p in self.parameters()).full_tensor()
+
+
+def test_sharded_parameters_are_refused_by_who_acts(mesh):
+    with pytest.raises(MisconfigurationException, match="DTensor"):
+        fit(Sharded(mesh), [GradientClip(1.0)])
+
+
+def test_sharded_parameters_are_not_measured(mesh, said):
+    rows = Rows()
+    trainer = fit(Sharded(mesh), [GradientMonitor(1)], 3, logger=rows)
+    assert trainer.global_step == 3
+    assert rows.rows == []
+    assert len([line for line in said() if "DTensor" in line]) == 1
+
+
+def test_module_without_an_optimizer_trains():
+    class NoOptimizer(Tiny):
+        def configure_optimizers(self):
+            return None
+
+    rows = Rows()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*configure_optimizers.*")
+        fit(NoOptimizer(), [GradientClip(1.0), GradientMonitor(1)], -1, max_epochs=1, logger=rows)
+    assert "calib/grad_norm_after" not in rows.tags

@@ -1,0 +1,29 @@
+"""What every test shares: quiet Lightning, empty working directory."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _own_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _quiet_lightning():
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@pytest.fixture
+def said(caplog):
+    """The lines of our logger, in order."""
+    caplog.set_level(logging.INFO, logger="lightning_calib")
+
+    def lines() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.name.startswith("lightning_calib")]
+
+    return lines
