@@ -17,19 +17,23 @@ if TYPE_CHECKING:
     from lightning_calib.callbacks import GradientMonitor as GradientMonitor
     from lightning_calib.callbacks import GradientNormalize as GradientNormalize
     from lightning_calib.callbacks import GradientValueClip as GradientValueClip
+    from lightning_calib.callbacks import NonFiniteGuard as NonFiniteGuard
     from lightning_calib.callbacks import ZClip as ZClip
     from lightning_calib.policies import EMARelative as EMARelative
     from lightning_calib.policies import MaxNorm as MaxNorm
     from lightning_calib.policies import Percentile as Percentile
     from lightning_calib.policies import WeightRelative as WeightRelative
     from lightning_calib.policies import ZScore as ZScore
+    from lightning_calib.report.incident import NonFiniteGradientError as NonFiniteGradientError
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "callbacks": (
-        "AGC AdaGC AutoClip GradientCentralize GradientClip GradientMonitor GradientNormalize GradientValueClip ZClip"
+        "AGC AdaGC AutoClip GradientCentralize GradientClip GradientMonitor GradientNormalize GradientValueClip "
+        "NonFiniteGuard ZClip"
     ),
+    "report.incident": "NonFiniteGradientError",
     "policies": "EMARelative MaxNorm Percentile WeightRelative ZScore",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

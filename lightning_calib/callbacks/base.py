@@ -24,8 +24,8 @@ VERSION = 1
 class CalibratedCallback(Callback):
     """A callback that reads gradients through the record that all of ours share.
 
-    A kind of callback fills in `start`, `lay`, `act`, `observe`, `row` and `finish`. What it keeps about an optimizer
-    goes into ``self._books[index]``, whose ``saved()`` is what a checkpoint holds.
+    A kind of callback fills in `start`, `lay`, `inspect`, `act`, `observe`, `row` and `finish`. What it keeps about an
+    optimizer goes into ``self._books[index]``, whose ``saved()`` is what a checkpoint holds.
     """
 
     acts: bool = True  # whether it may change gradients
@@ -60,6 +60,9 @@ class CalibratedCallback(Callback):
 
     def lay(self, ledger: Ledger) -> None:
         """Prepare for an optimizer's plan: at the start, and again when the plan has changed."""
+
+    def inspect(self, ledger: Ledger) -> None:
+        """Look at a step before any of ours acts."""
 
     def act(self, ledger: Ledger) -> None:
         """Change the gradients of this step, if that is what it does."""
@@ -152,6 +155,8 @@ class CalibratedCallback(Callback):
             session.open(ledger)
         elif self in session.behind_foreign:
             ledger.forget()
+            if ledger.live:
+                self.inspect(ledger)
         if ledger.live:
             self.act(ledger)
         if self is session.last:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -81,9 +82,20 @@ class Ledger:
             self.readings[norm_type] = self.measure(norm_type)
         return self.readings[norm_type]
 
-    def measure(self, norm_type: float = 2.0) -> Reading:
+    def remeasure_wide(self) -> Reading:
+        """Read again, summing in float64: a float32 norm overflows from 1.8e19 on, although every element is finite."""
+        self.readings = {2.0: self.measure(dtype=self.plan.wide)}
+        return self.readings[2.0]
+
+    def drop(self) -> None:
+        """Drop the step: without gradients the optimizer changes nothing, neither parameters nor state."""
+        for tensor in self.plan.tensors:
+            tensor.grad = None
+        self.forget()
+
+    def measure(self, norm_type: float = 2.0, dtype: torch.dtype | None = None) -> Reading:
         """Read the gradients."""
-        found = measure(self.plan, self.gradients, norm_type, units=self.units)
+        found = measure(self.plan, self.gradients, norm_type, self.units, dtype)
         if self.scale is None:
             return found
         return found.rescaled(self.scale.reciprocal().to(found.pieces).reshape(1))

@@ -72,6 +72,8 @@ class Session:
             ledger.note_rates()
         if ledger.live:
             ledger.before = ledger.total(ledger.reading())
+            for callback in self.ours:
+                callback.inspect(ledger)
 
     def close(self, ledger: Ledger) -> None:
         """End of our part of the step: count it, and prepare to see what the optimizer makes of it."""

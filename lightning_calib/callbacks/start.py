@@ -31,7 +31,7 @@ def _schedulers(session: "Session") -> str:
 
 
 def _clippers(session: "Session") -> list[str]:
-    ours = [one.label for one in session.ours if one.acts]
+    ours = [one.label for one in session.ours if one.acts and one.clips]
     return ours + ([str(session.clip)] if session.clip.how else [])
 
 
@@ -46,9 +46,9 @@ def _rereads(session: "Session") -> list[str]:
 
 def warn_of_two_clippers(session: "Session") -> None:
     """Both may be wanted, but hardly ever knowingly."""
-    clippers = [one.label for one in session.ours if one.acts]
+    clippers = [one.label for one in session.ours if one.acts and one.clips]
     if clippers and session.clip.how in ("norm", "value"):
         rank_zero_warn(
-            f"Two things act on the gradient: first {', '.join(clippers)}, and last {session.clip}. "
+            f"Two things clip the gradient: first {', '.join(clippers)}, and last {session.clip}. "
             "The Trainer's clip sees what ours left, so the smaller threshold wins. Remove one of them."
         )

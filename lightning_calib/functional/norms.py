@@ -38,7 +38,8 @@ class Reading:
         if not self.by_unit or not self.plan.tensors:
             return self.pieces
         each = torch.split(self.pieces, list(self.plan.unit_counts))
-        return torch.stack(torch._foreach_norm(each, self.norm_type, dtype=self.plan.dtype))
+        folded = torch._foreach_norm(each, self.norm_type, dtype=self.plan.wide)
+        return torch.stack(folded).to(self.plan.dtype)
 
     def rescaled(self, factors: Tensor) -> "Reading":
         """The reading after a rescale by ``factors``: shape (1,), (T,) or (U,). Nothing is read again."""
@@ -48,25 +49,33 @@ class Reading:
 
 
 @torch.no_grad()
-def measure(plan: Plan, values: Sequence[Tensor | None], norm_type: float = 2.0, units: bool = False) -> Reading:
+def measure(
+    plan: Plan,
+    values: Sequence[Tensor | None],
+    norm_type: float = 2.0,
+    units: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Reading:
     """Take the norm of every value, laid out as ``plan.tensors``: gradients or weights, dense or sparse.
 
-    Half types accumulate in float32: an fp16 norm above 65504 is right, a bf16 one is not rounded.
+    Half types accumulate in float32: an fp16 norm above 65504 is right, a bf16 one is not rounded. Another ``dtype``,
+    such as ``plan.wide``, is for elements whose squares overflow; the reading is of ``plan.dtype`` in any case.
     """
-    if units and plan.tensors:
-        return Reading(plan, norm_type, _all_unit_norms(plan, values, norm_type), by_unit=True)
-    return Reading(plan, norm_type, _tensor_norms(plan, values, norm_type), by_unit=units)
+    by_unit = units and bool(plan.tensors)
+    take = _all_unit_norms if by_unit else _tensor_norms
+    pieces = take(plan, values, norm_type, dtype or plan.dtype)
+    return Reading(plan, norm_type, pieces.to(plan.dtype), by_unit=units)
 
 
-def _tensor_norms(plan: Plan, values: Sequence[Tensor | None], norm_type: float) -> Tensor:
+def _tensor_norms(plan: Plan, values: Sequence[Tensor | None], norm_type: float, dtype: torch.dtype) -> Tensor:
     # Duplicate indices of an uncoalesced gradient must be added before the norm is taken.
     values = [value.coalesce().values() if value is not None and value.is_sparse else value for value in values]
     if plan.has_complex:
         values = [value.abs() if value is not None and value.is_complex() else value for value in values]
     present = [value for value in values if value is not None and value.numel()]
     if not present:
-        return torch.zeros(len(values), dtype=plan.dtype, device=plan.device)
-    norms = torch._foreach_norm(present, norm_type, dtype=plan.dtype)
+        return torch.zeros(len(values), dtype=dtype, device=plan.device)
+    norms = torch._foreach_norm(present, norm_type, dtype=dtype)
     together = torch.stack([norm.to(plan.device, non_blocking=True) for norm in norms] if plan.spread_out else norms)
     if len(present) == len(values):
         return together
@@ -74,33 +83,37 @@ def _tensor_norms(plan: Plan, values: Sequence[Tensor | None], norm_type: float)
     return together.new_zeros(len(values)).index_copy_(0, torch.tensor(where, device=together.device), together)
 
 
-def _all_unit_norms(plan: Plan, values: Sequence[Tensor | None], norm_type: float) -> Tensor:
+def _all_unit_norms(plan: Plan, values: Sequence[Tensor | None], norm_type: float, dtype: torch.dtype) -> Tensor:
     """Shape (U,). Small tensors with rows of one length are read in one call, the others one by one."""
     found: dict[int, Tensor] = {}
     for batch in plan.batches:
         rows = [value for i in batch.members if (value := values[i]) is not None and not value.is_sparse]
         if len(rows) == len(batch.members):
             together = torch.cat([value.reshape(-1, batch.length) for value in rows])
-            norms = _norms_over(together, (1,), norm_type, plan.dtype)
+            norms = _norms_over(together, (1,), norm_type, dtype)
             found.update(zip(batch.members, torch.split(norms, list(batch.counts)), strict=True))
-    each = [found[i] if i in found else _unit_norms(plan, i, value, norm_type) for i, value in enumerate(values)]
+    each = [found[i] if i in found else _unit_norms(plan, i, value, norm_type, dtype) for i, value in enumerate(values)]
     return torch.cat([norms.to(plan.device, non_blocking=True) for norms in each] if plan.spread_out else each)
 
 
-def _unit_norms(plan: Plan, i: int, value: Tensor | None, norm_type: float) -> Tensor:
+def _unit_norms(plan: Plan, i: int, value: Tensor | None, norm_type: float, dtype: torch.dtype) -> Tensor:
     """Norms of tensor ``i``'s units, shape (unit_counts[i],); a row that a sparse gradient lacks reads 0."""
     if value is None or value.numel() == 0:
-        return torch.zeros(plan.unit_counts[i], dtype=plan.dtype, device=plan.device)
-    if value.is_sparse and (value.sparse_dim() > 1 or value.ndim < 2 or plan.transposed[i]):
+        return torch.zeros(plan.unit_counts[i], dtype=dtype, device=plan.device)
+    if value.is_sparse and plan.transposed[i]:
+        raise TypeError(
+            f"The sparse gradient of {plan.names[i]}, a transposed convolution, has no units. Use `parameter`."
+        )
+    if value.is_sparse and (value.sparse_dim() > 1 or value.ndim < 2):
         value = value.to_dense()
     if value.is_sparse:
         value = value.coalesce()
-        touched = _norms_over(value.values(), tuple(range(1, value.ndim)), norm_type, plan.dtype)
+        touched = _norms_over(value.values(), tuple(range(1, value.ndim)), norm_type, dtype)
         return touched.new_zeros(plan.unit_counts[i]).index_copy_(0, value.indices()[0], touched)
     if value.ndim < 2:
-        return _norms_over(value.reshape(1, -1), (1,), norm_type, plan.dtype)
+        return _norms_over(value.reshape(1, -1), (1,), norm_type, dtype)
     view, inside = plan.unit_view(i, value)
-    return _norms_over(view, inside, norm_type, plan.dtype).flatten()
+    return _norms_over(view, inside, norm_type, dtype).flatten()
 
 
 def _norms_over(view: Tensor, inside: tuple[int, ...], norm_type: float, dtype: torch.dtype) -> Tensor:

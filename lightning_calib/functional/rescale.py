@@ -62,7 +62,7 @@ def _rescale_units(plan: Plan, gradients: Sequence[Tensor | None], factors: Tens
 def _by_rows(plan: Plan, i: int, gradient: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
     """A view of the gradient and the factors of its units, shaped so that one multiplies the other."""
     factors = factors.to(gradient.device, non_blocking=True)
-    if gradient.is_sparse and gradient.ndim > 1 and not plan.transposed[i]:
+    if gradient.is_sparse and gradient.ndim > 1:
         # Rows that occur twice share a factor, so an uncoalesced gradient needs no coalescing here.
         values = gradient._values()
         return values, factors[gradient._indices()[0]].view(-1, *[1] * (values.ndim - 1))

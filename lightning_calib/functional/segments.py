@@ -74,7 +74,8 @@ class Segments:
     @property
     def digest(self) -> str:
         """Of the scope and the members' names and shapes: a checkpoint's state fits if it is the same."""
-        told = [(self.plan.names[i], tuple(self.plan.tensors[i].shape), self.plan.groups[i]) for i in self.members]
+        plan, by_group = self.plan, self.scope == "group"
+        told = [(plan.names[i], tuple(plan.tensors[i].shape), by_group and plan.groups[i]) for i in self.members]
         return sha256(repr((self.scope, told)).encode()).hexdigest()[:16]
 
     def fold(self, reading: Reading) -> Tensor:
@@ -89,7 +90,7 @@ class Segments:
 
     def _norm(self, reading: Reading, norms: Tensor, dim: int) -> Tensor:
         if norms.numel() == 0:
-            return norms.new_zeros(1)
+            return norms.new_zeros(len(self))
         folded: Tensor = torch.linalg.vector_norm(norms, reading.norm_type, dim=dim, dtype=self.plan.wide)
         return folded.to(norms.dtype)
 

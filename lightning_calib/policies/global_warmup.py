@@ -24,8 +24,9 @@ class WarmAverage(NamedTuple):
 class GlobalWarmup(Policy):
     r"""For ``warmup_steps`` steps clip the K segments together, then judge each by ``policy``.
 
-    Warm-up: :math:`h = \min(1, \lambda_{abs} / \lVert g \rVert)`, :math:`t_k = h \lVert g_k \rVert`,
-    :math:`\gamma_k \leftarrow \min(\gamma_k, t_k)` (the first value where there is none).
+    Warm-up: :math:`h = \min(1, \lambda_{abs} / \lVert g \rVert)` over the 2-norm of all segments,
+    :math:`t_k = h \lVert g_k \rVert` where h < 1 (no opinion otherwise),
+    :math:`\gamma_k \leftarrow \min(\gamma_k, h \lVert g_k \rVert)` (the first value where there is none).
     """
 
     policy: EMARelative
@@ -47,9 +48,10 @@ class GlobalWarmup(Policy):
         norms, observed, _ = observation
         shared = self.max_norm / torch.linalg.vector_norm(torch.where(observed, norms, 0))
         reduced = norms * shared.clamp(max=1)
+        first_targets = torch.where(shared < 1, reduced, torch.inf)
         least = torch.where(state.seen > 0, torch.minimum(state.mean, reduced), reduced)
         first = Average(state.seen + observed, torch.where(observed, least, state.mean))
         targets, later = self.policy(observation, Average(state.seen, state.mean))
         warm = state.steps < self.warmup_steps
         seen, mean = (torch.where(warm, a, b) for a, b in zip(first, later, strict=True))
-        return torch.where(warm, reduced, targets), WarmAverage(seen, mean, state.steps + 1)
+        return torch.where(warm, first_targets, targets), WarmAverage(seen, mean, state.steps + 1)

@@ -36,6 +36,9 @@ class MaxNorm(Policy):
         >>> report.coefficients
         tensor([0.2000])
 
+    Note:
+        A float32 gradient with elements above about 1e19 has a norm of inf: it counts as not finite and is left alone.
+
     References:
         Pascanu, Mikolov and Bengio, *On the difficulty of training recurrent neural networks*, ICML 2013, Algorithm 1.
     """

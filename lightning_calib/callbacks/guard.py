@@ -1,0 +1,238 @@
+"""Catch gradients that are not finite: name the culprit, skip the step exactly, give up loudly."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from lightning_calib.callbacks.base import CalibratedCallback
+from lightning_calib.callbacks.buffers import Statistics, broken
+from lightning_calib.callbacks.incidents import GuardBook
+from lightning_calib.callbacks.ledger import Ledger
+from lightning_calib.callbacks.origin import BatchKeeper, origin
+from lightning_calib.callbacks.row import Row
+from lightning_calib.callbacks.session import Session
+from lightning_calib.callbacks.voice import warn
+from lightning_calib.callbacks.window import MicroBatch, rng_state
+from lightning_calib.functional.checks import check_choice, check_count, message
+from lightning_calib.functional.finiteness import look_closer
+from lightning_calib.functional.plan import Plan
+from lightning_calib.report.incident import Incident, NonFiniteGradientError, describe, hopeless
+
+_AGAIN = " Raise the limit only if the data, not the model, is to blame."
+
+
+class NonFiniteGuard(CalibratedCallback):
+    """Watch for gradients that are not finite, before any clipping can hide them: one NaN makes every gradient NaN.
+
+    Looks when the first of our callbacks does, wherever it stands in the list. Only on an incident it looks closer, and
+    says in one line: step, epoch, batch; how many tensors of how many, and the deepest listed of them (the last in
+    module order, which is not necessarily the cause) with its counts of NaN and Inf; loss, learning rate, loss scale;
+    what else is not finite; what is done.
+
+    Args:
+        action: ``"warn"`` tells and changes nothing. ``"skip"`` drops the step exactly: parameters and optimizer state
+            keep their bits (``grad = None``), our other callbacks' memory is untouched, and BatchNorm statistics that
+            are not finite are put back to what they were before the window. ``"raise"`` ends the run at once.
+        max_consecutive: With ``"skip"``: this many bad steps in a row are skipped, at least 0; the next one raises.
+        max_total: The same for all bad steps of the run; None for no limit.
+        save_batch_to: A folder. Each incident leaves one file there, at most ten per process: the micro-batches whose
+            loss was not finite (all of the window if none was), their indices, the random states before each, and the
+            sentence; ``torch.load(weights_only=True)`` reads it. The batches of a window are kept alive for it.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If one is out of range.
+        NonFiniteGradientError: In training: with ``"raise"``, or beyond a limit.
+        MisconfigurationException: Under a strategy or with an optimizer where gradients cannot be read right, and for
+            ``"skip"`` with ``Trainer(gradient_clip_algorithm="value")``, which fails on dropped gradients.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_calib import NonFiniteGuard, ZClip
+        >>> trainer = Trainer(callbacks=[NonFiniteGuard("skip"), ZClip()], logger=False)
+
+    Logged:
+        ``calib/nonfinite_total``, ``calib/skipped_total`` and, with a GradScaler, ``calib/loss_scale``, beside what
+        every callback of ours logs.
+
+    Checkpoint:
+        Incidents in a row and in all, the last five sentences, and which of the last 200 steps a GradScaler skipped.
+
+    Note:
+        Costs one boolean per step brought to the host. With a GradScaler an overflow is part of its work: the gradient
+        stays as it is, so that the scale goes down, and there is no incident unless the loss itself is not finite or
+        the scale has fallen below 1. With accumulation the window is dropped as a whole. The learning-rate schedule
+        and ``global_step`` advance on a skipped step, as they do when a GradScaler skips.
+    """
+
+    def __init__(
+        self,
+        action: Literal["warn", "skip", "raise"] = "warn",
+        max_consecutive: int = 5,
+        max_total: int | None = None,
+        save_batch_to: str | Path | None = None,
+    ) -> None:
+        super().__init__()
+        check_choice("action", action, ("warn", "skip", "raise"), 'Use "skip" to drop bad steps and carry on.')
+        check_count("max_consecutive", max_consecutive, "Use 5, or 0 to raise at the first bad step.")
+        if max_total is not None:
+            check_count("max_total", max_total, "Use 100, or None for no limit.")
+        if save_batch_to is not None and not isinstance(save_batch_to, (str, Path)):
+            raise TypeError(message("save_batch_to", "a folder's path or None", save_batch_to, 'Use "bad_batches".'))
+        self.action, self.max_consecutive, self.max_total = action, max_consecutive, max_total
+        self.save_batch_to = save_batch_to
+        self.acts = action != "warn"
+        self._window: list[MicroBatch] = []
+        self._closed = True
+
+    # Before the step
+
+    def start(self, session: Session) -> str | None:
+        """Refuse what would fail on a dropped gradient; find the BatchNorm statistics."""
+        if self.action == "skip" and session.clip.how == "value":
+            raise MisconfigurationException(
+                f"{self.label}('skip') cannot drop steps under {session.clip}: the Trainer's value clip fails where "
+                "there is no gradient. Use GradientValueClip instead of the Trainer's argument."
+            )
+        self._statistics = Statistics(session.module)
+        self._keeper = BatchKeeper(self.save_batch_to)
+        self._order = {name: i for i, name in enumerate(Plan.of(session.module).names)}
+        self._window, self._closed = [], True
+        return f"{self.label}: {self.action}"
+
+    def lay(self, ledger: Ledger) -> None:
+        """Take up the counts."""
+        book = GuardBook()
+        book.restore(self.saved(ledger))
+        self._books[ledger.index] = book
+
+    def on_train_batch_start(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
+    ) -> None:
+        """Open a window, or go on with it."""
+        if self._session is None:
+            return
+        if self._closed:
+            self._window, self._closed = [], False
+            if self.action == "skip":
+                self._statistics.keep()
+        keep = self.save_batch_to is not None
+        self._window.append(MicroBatch(batch_idx, batch if keep else None, rng_state() if keep else None))
+
+    def on_before_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", loss: Tensor) -> None:
+        """Keep the loss, on its device."""
+        if self._window:
+            self._window[-1].losses.append(loss.detach())
+
+    def on_train_batch_end(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Close the window with the batch that stepped."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._closed = not trainer.fit_loop._should_accumulate()
+
+    # At the step
+
+    def inspect(self, ledger: Ledger) -> None:
+        """One boolean; and, if it is bad, the closer look."""
+        session, book = self._session, self._books[ledger.index]
+        if session is None or ledger.before is None:
+            return
+        if bool(ledger.total(ledger.reading()).isfinite()):
+            book.healthy()
+            return
+        bad = look_closer(ledger.plan.names, ledger.gradients)
+        if not bad:
+            # Every element is finite, only their float32 norm is not (it overflows from 1.8e19 on).
+            norm = ledger.total(ledger.remeasure_wide())
+            ledger.before = torch.where(ledger.before.isfinite(), ledger.before, norm)
+            book.healthy()
+            return
+        scale = float(session.scaler.get_scale()) if session.scaler is not None else None
+        lost = any(micro.bad for micro in self._window)
+        if scale is not None:
+            book.overflow()
+            self._tell_sickness(book, scale)
+            if not lost and scale >= 1:
+                return
+        book.incident()
+        text, files = origin(session, self._window, lost)
+        worst = max(bad, key=lambda one: self._order.get(one.name, -1))
+        incident = Incident(
+            where=f"step {session.trainer.global_step} (epoch {session.trainer.current_epoch}, batch {self._batch})",
+            bad=len(bad),
+            tensors=len(ledger.plan.tensors),
+            deepest=str(worst),
+            loss=self._loss(session, scale),
+            rate=float(ledger.optimizer.param_groups[0]["lr"]),
+            scale=scale,
+            broken=broken(session.module, self._statistics, put_back=self.action == "skip"),
+            origin=text,
+        )
+        self._respond(session, ledger, book, incident, files)
+
+    @property
+    def _batch(self) -> int:
+        return self._window[-1].index if self._window else -1
+
+    def _loss(self, session: Session, scale: float | None) -> float | None:
+        if not self._window or not self._window[-1].losses:
+            return None
+        parts = session.trainer.accumulate_grad_batches if session.module.automatic_optimization else 1
+        return float(self._window[-1].losses[-1]) * parts / (scale or 1.0)
+
+    def _respond(
+        self, session: Session, ledger: Ledger, book: GuardBook, incident: Incident, micros: list[MicroBatch]
+    ) -> None:
+        text = describe(incident, self._outcome(book))
+        saved = self._keeper.save(text, micros, session.trainer.global_rank, session.trainer.global_step)
+        book.remember(text)
+        if book.loud:
+            warn(f"{text} {saved}".strip())
+        if self.action == "raise":
+            raise NonFiniteGradientError(hopeless("A gradient is not finite.", book.last, session.trainer.precision))
+        if self.action == "skip":
+            self._check_limits(session, book)
+            if session.scaler is None:
+                ledger.drop()
+            else:  # the GradScaler must see the bad gradient to back off, and skips the step itself
+                ledger.tally = ledger.tally._replace(nonfinite=ledger.tally.nonfinite + 1)
+
+    def _outcome(self, book: GuardBook) -> str:
+        if self.action == "raise":
+            return ""
+        window = f" (a window of {len(self._window)} micro-batches)" if len(self._window) > 1 else ""
+        done = f"the step{window} is skipped" if self.action == "skip" else "the step goes on as it is"
+        return f"{done}, {book.row} in a row, {book.total} in all"
+
+    def _check_limits(self, session: Session, book: GuardBook) -> None:
+        limit = ""
+        if book.row > self.max_consecutive:
+            limit = f"{book.row} gradients in a row were not finite, more than max_consecutive={self.max_consecutive}."
+        elif self.max_total is not None and book.total > self.max_total:
+            limit = f"{book.total} gradients were not finite, more than max_total={self.max_total}."
+        if limit:
+            raise NonFiniteGradientError(hopeless(limit + _AGAIN, book.last, session.trainer.precision))
+
+    def _tell_sickness(self, book: GuardBook, scale: float) -> None:
+        reason = book.falls_sick(scale)
+        if reason:
+            warn(
+                f"the GradScaler is not well: {reason}. Use precision='bf16-mixed', a larger epsilon where the model "
+                "divides, or a shorter growth_interval; if the loss itself grows, a lower learning rate."
+            )
+
+    def row(self, ledger: Ledger) -> Row:
+        """The counters."""
+        tally = ledger.tally
+        row: Row = {
+            "calib/nonfinite_total": tally.nonfinite,
+            "calib/skipped_total": tally.kernel_skipped + tally.skipped,
+        }
+        if ledger.turn and "calib/loss_scale" in ledger.rates:
+            row["calib/loss_scale"] = ledger.rates["calib/loss_scale"]
+        return row

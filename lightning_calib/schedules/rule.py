@@ -1,0 +1,66 @@
+"""What a learning-rate rule sees of one optimizer step, and what it has to answer."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor
+
+from lightning_calib.functional.checks import message
+from lightning_calib.functional.judge import State
+
+
+class Measurement(NamedTuple):
+    """One step of an optimizer with G param groups; all tensors on one device, of one floating dtype.
+
+    Attributes:
+        norms: Shape (G,): the 2-norm of each group's gradient, unscaled, before any clipping.
+        observed: Shape (G,), bool: finite and above zero. Only such groups may enter a rule's state.
+        loss: Shape (): unscaled, undivided, the mean over ranks; None unless the rule ``needs_loss``.
+        distances: Shape (G,): how far each group's weights are from where they started; None unless the rule
+            ``needs_distance``.
+        start_norms: Shape (G,): the norm of each group's weights where they started; None likewise.
+    """
+
+    norms: Tensor
+    observed: Tensor
+    loss: Tensor | None = None
+    distances: Tensor | None = None
+    start_norms: Tensor | None = None
+
+
+class Rule(ABC):
+    """From a measurement to factors on the learning rates. A frozen dataclass; its state is a value.
+
+    A group that is not observed gets the factor 1 and leaves the state as it is.
+    """
+
+    needs_loss: ClassVar[bool] = False
+    needs_distance: ClassVar[bool] = False
+
+    @property
+    def kind(self) -> str:
+        """What the numbers of a state mean: a saved state fits a rule of the same kind only."""
+        return type(self).__name__
+
+    @abstractmethod
+    def init(self, norms: Tensor) -> State:
+        """The state before the first step, for groups like ``norms``, shape (G,): its device, its dtype."""
+
+    @abstractmethod
+    def __call__(self, measurement: Measurement, state: Any) -> tuple[Tensor, State]:
+        """Return the factors, shape (G,), and the next state; neither argument is changed."""
+
+    def refuses(self, optimizer_class_name: str) -> str | None:
+        """Why this rule must not drive an optimizer of that class; None if it may."""
+        return None
+
+
+def required(name: str, value: Tensor | None) -> Tensor:
+    """A part of the measurement that the rule has declared it needs.
+
+    Raises:
+        ValueError: If it is missing.
+    """
+    if value is None:
+        raise ValueError(message(name, "a tensor for this rule", value, "Measure it, as the rule's class declares."))
+    return value

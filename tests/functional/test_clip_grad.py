@@ -1,0 +1,236 @@
+"""The door without Lightning: against torch, in a five-line loop, and what it must not touch."""
+
+from __future__ import annotations
+
+import math
+
+import families
+import oracles
+import pytest
+import torch
+from torch import nn
+
+from lightning_calib import EMARelative, MaxNorm, Percentile, WeightRelative, ZScore
+from lightning_calib.functional import clip_grad_
+
+SCOPES = ["global", "group", "layer", "parameter", "unit"]
+# torch divides by n + 1e-6 and we by n: at norms of 1 and more their results differ by a factor of up to 1e-6.
+TORCH = {"rtol": 1e-6, "atol": 0.0}
+
+
+def source(net: nn.Module, optimizer: torch.optim.Optimizer, scope: str) -> nn.Module | torch.optim.Optimizer:
+    return optimizer if scope == "group" else net
+
+
+def filled(dtype: torch.dtype = torch.float32, *, seed: int = 0, step: int = 3) -> families.Net:
+    net = families.Net(dtype=dtype)
+    parameters = list(net.parameters())
+    families.assign(parameters, families.spikes(parameters, step, torch.Generator().manual_seed(seed)))
+    return net
+
+
+@pytest.mark.parametrize("norm_type", [1.0, 2.0, 3.0, math.inf])
+@pytest.mark.parametrize("max_norm", [0.5, 5.0, 1e6])
+def test_equals_clip_grad_norm_of_torch(max_norm: float, norm_type: float) -> None:
+    ours, theirs = filled(torch.float64), filled(torch.float64)
+    report, _ = clip_grad_(ours, MaxNorm(max_norm), norm_type=norm_type)
+    total = torch.nn.utils.clip_grad_norm_(theirs.parameters(), max_norm, norm_type=norm_type)
+    torch.testing.assert_close(report.norms[0], total, rtol=1e-13, atol=0.0)  # another order of summation
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, **TORCH)
+    assert report.clipped.tolist() == [max_norm < 1e6]
+
+
+def test_equals_clip_grad_norm_of_torch_on_each_group() -> None:
+    ours, theirs = filled(torch.float64), filled(torch.float64)
+    report, _ = clip_grad_(families.two_groups(ours), MaxNorm(600.0), scope="group")
+    for group in families.two_groups(theirs).param_groups:
+        torch.nn.utils.clip_grad_norm_(group["params"], 600.0)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, **TORCH)
+    assert report.clipped.any()
+    assert not report.clipped.all()
+
+
+@pytest.mark.parametrize("kind", ["module", "optimizer", "list", "generator", "one tensor"])
+def test_takes_a_module_an_optimizer_or_tensors(kind: str) -> None:
+    net = filled()
+    norm = torch.stack([p.grad.norm() for p in net.parameters()]).norm()
+    given = {
+        "module": net,
+        "optimizer": families.two_groups(net),
+        "list": list(net.parameters()),
+        "generator": net.parameters(),
+        "one tensor": net.hidden.weight,
+    }[kind]
+    expected = net.hidden.weight.grad.norm() if kind == "one tensor" else norm
+    report, _ = clip_grad_(given, MaxNorm(2.0))
+    torch.testing.assert_close(report.norms, expected.view(1))  # float32: default tolerance
+    after = (
+        net.hidden.weight.grad.norm()
+        if kind == "one tensor"
+        else torch.stack([p.grad.norm() for p in net.parameters()]).norm()
+    )
+    torch.testing.assert_close(after, torch.tensor(2.0))
+    assert report.clipped.all()
+
+
+@pytest.mark.parametrize("kind", ["module", "optimizer", "list"])
+def test_five_line_loop_trains(kind: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    inputs = torch.randn(64, 3)
+    wanted = inputs.sum(dim=1, keepdim=True).sin()
+    given = {"module": model, "optimizer": optimizer, "list": list(model.parameters())}[kind]
+    policy, state, losses, clipped = Percentile(50, window=20, warmup_steps=5), None, [], []
+    for _ in range(60):
+        loss = nn.functional.mse_loss(model(inputs), wanted)
+        optimizer.zero_grad()
+        loss.backward()
+        report, state = clip_grad_(given, policy, state)
+        optimizer.step()
+        losses.append(loss.item())
+        clipped.append(report.clipped)
+    visited = torch.stack(clipped)
+    assert losses[-1] < 0.5 * losses[0]
+    assert visited.any()
+    assert not visited.all()
+    assert not visited[:5].any()
+
+
+@pytest.mark.parametrize(
+    ("scope", "kind"),
+    [("layer", "optimizer"), ("layer", "list"), ("group", "module"), ("group", "list"), ("rows", "module")],
+)
+def test_a_scope_that_the_source_cannot_tell_is_refused(scope: str, kind: str) -> None:
+    net = filled()
+    given = {"module": net, "optimizer": families.two_groups(net), "list": list(net.parameters())}[kind]
+    before = [p.grad.clone() for p in net.parameters()]
+    with pytest.raises(ValueError, match=r"`scope` must be ") as refusal:
+        clip_grad_(given, MaxNorm(1.0), scope=scope)
+    remedy = {"layer": "a module", "group": "an optimizer", "rows": '"global"'}[scope]
+    assert f"got {scope!r}." in str(refusal.value)
+    assert remedy in str(refusal.value).split("got")[1]
+    for p, old in zip(net.parameters(), before, strict=True):
+        families.same_bits(p.grad, old)
+
+
+def nothing(scope: str, case: str) -> tuple[families.Net, object]:
+    """A net and a policy that leaves all of it alone, for four reasons."""
+    net = filled()
+    if case == "nan":
+        for p in net.parameters():
+            p.grad.view(-1)[:: max(1, p.shape[-1] if p.ndim else 1)] = math.nan
+        if scope == "unit":
+            for p in net.parameters():
+                p.grad.fill_(math.nan)
+    if case == "zero":
+        for p in net.parameters():
+            p.grad.zero_()
+    policy = {
+        "below": MaxNorm(1e6),
+        "open": MaxNorm(math.inf),
+        "warm-up": ZScore(),
+        "nan": MaxNorm(1e-3),
+        "zero": MaxNorm(1e-3),
+    }
+    return net, policy[case]
+
+
+@pytest.mark.parametrize("case", ["below", "open", "warm-up", "nan", "zero"])
+@pytest.mark.parametrize("scope", SCOPES)
+def test_nothing_is_written_when_nothing_fires(scope: str, case: str) -> None:
+    net, policy = nothing(scope, case)
+    before = [(p.grad, p.grad.clone(), p.grad._version) for p in net.parameters()]
+    report, _ = clip_grad_(source(net, families.two_groups(net), scope), policy, scope=scope)
+    assert not report.clipped.any()
+    for p, (grad, bits, version) in zip(net.parameters(), before, strict=True):
+        assert p.grad is grad
+        assert grad._version == version
+        families.same_bits(grad, bits)
+
+
+@pytest.mark.parametrize("scope", ["group", "layer", "parameter", "unit"])
+def test_only_tensors_with_a_segment_that_fires_are_written(scope: str) -> None:
+    net = filled()
+    optimizer = families.two_groups(net)
+    limit = {"group": 600.0, "layer": 50.0, "parameter": 20.0, "unit": 20.0}[scope]
+    before = [(p, p.grad.clone(), p.grad._version) for p in net.parameters()]
+    report, _ = clip_grad_(source(net, optimizer, scope), MaxNorm(limit), scope=scope)
+    _, labels, _ = oracles.label_elements(net, scope, optimizer)
+    written = []
+    for (p, bits, version), label in zip(before, labels, strict=True):
+        fired = report.clipped[torch.from_numpy(label)]
+        written.append(bool(fired.any()))
+        assert (p.grad._version > version) == written[-1]
+        families.same_bits(p.grad[~fired], bits[~fired])
+    assert any(written)
+    assert not all(written)
+
+
+def test_a_zero_initialised_weight_keeps_a_gradient_under_weight_relative() -> None:
+    weight = nn.Parameter(torch.zeros(3, 4))
+    weight.grad = torch.ones(3, 4)
+    report, _ = clip_grad_([weight], WeightRelative(factor=0.01, min_weight_norm=1e-3), scope="unit")
+    torch.testing.assert_close(weight.grad, torch.full((3, 4), 0.5 * 1e-5))  # float32: default tolerance
+    assert report.clipped.all()
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_sparse_equals_dense(scope: str) -> None:
+    """Norm, coefficients and result: duplicates in an uncoalesced gradient count once, added."""
+    sparse, dense = families.Net(), families.Net()
+    parameters = list(sparse.parameters())
+    gradients = families.sparse(parameters, 0, torch.Generator().manual_seed(0))
+    families.assign(parameters, gradients)
+    families.assign(list(dense.parameters()), [families.dense(g) for g in gradients])
+    limit = {"global": 5.0, "group": 5.0, "layer": 5.0, "parameter": 5.0, "unit": 1.5}[scope]
+    ours, _ = clip_grad_(source(sparse, families.two_groups(sparse), scope), MaxNorm(limit), scope=scope)
+    theirs, _ = clip_grad_(source(dense, families.two_groups(dense), scope), MaxNorm(limit), scope=scope)
+    torch.testing.assert_close(ours, theirs)  # float32: default tolerance, sums in another order
+    for a, b in zip(parameters, dense.parameters(), strict=True):
+        torch.testing.assert_close(families.dense(a.grad), b.grad)
+    assert sparse.embedding.weight.grad.is_sparse
+    assert ours.clipped.any()
+
+
+def test_sparse_rows_are_clipped_one_by_one() -> None:
+    embedding = nn.Embedding(6, 3, sparse=True)
+    embedding(torch.tensor([1, 4, 1, 1])).mul(torch.tensor([[1.0], [0.5], [1.0], [1.0]])).sum().backward()
+    report, _ = clip_grad_(embedding, MaxNorm(1.0), scope="unit")
+    assert report.observed.tolist() == [False, True, False, False, True, False]
+    assert report.clipped.tolist() == [False, True, False, False, False, False]
+    rows = embedding.weight.grad.to_dense()
+    torch.testing.assert_close(rows[1], torch.full((3,), 3**-0.5))
+    families.same_bits(rows[4], torch.full((3,), 0.5))
+
+
+def test_half_precision_norms_beyond_the_half_range_are_clipped_right() -> None:
+    weight = nn.Parameter(torch.zeros(8, 50, dtype=torch.float16))
+    weight.grad = torch.full((8, 50), 60000.0, dtype=torch.float16)
+    report, _ = clip_grad_([weight], MaxNorm(2000.0))
+    torch.testing.assert_close(report.norms, torch.tensor([1.2e6]))
+    # 2000 / 20 = 100 is a half number; the coefficient in float32 moves it by less than half a unit there.
+    torch.testing.assert_close(weight.grad, torch.full((8, 50), 100.0, dtype=torch.float16), rtol=1e-3, atol=0.0)
+
+
+def test_a_parameter_that_requires_no_gradient_is_no_obstacle() -> None:
+    net = filled()
+    net.conv.weight.requires_grad_(False)
+    net.conv.weight.grad = None
+    report, _ = clip_grad_(net, MaxNorm(1.0), scope="parameter")
+    assert report.observed.tolist() == [i != 2 for i in range(11)]
+
+
+def test_the_same_state_gives_the_same_answer_twice() -> None:
+    """State is a value: a step that is taken again from it is the same step."""
+    policy, state = EMARelative(factor=1.0, decay=0.5, warmup_steps=1), None
+    for seed in range(3):
+        _, state = clip_grad_(filled(seed=seed), policy, state, scope="layer")
+    first, after_first = clip_grad_(filled(seed=3), policy, state, scope="layer")
+    second, after_second = clip_grad_(filled(seed=3), policy, state, scope="layer")
+    for a, b in zip((*first, *after_first), (*second, *after_second), strict=True):
+        families.same_bits(a, b)
+    assert first.clipped.any()
+    assert not first.clipped.all()
