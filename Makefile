@@ -3,9 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint types bench-clip clean
+.PHONY: demo test lint types bench-clip bench-rates clean
 
-demo: $(STAMP)  ## train a small CNN on handwritten digits with ZClip and GradientMonitor
+demo: $(STAMP)  ## train a small CNN on handwritten digits with NonFiniteGuard, ZClip and GradientMonitor
 	$(BIN)/python examples/vision.py
 
 test: lint types  ## everything that decides whether a change is good
@@ -20,6 +20,9 @@ types: $(STAMP)
 
 bench-clip: $(STAMP)  ## cost of clipping against torch; nothing else should run meanwhile
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/clip.py
+
+bench-rates: $(STAMP)  ## final loss against initial learning rate, plain and with each rule; about a quarter of an hour
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/learning_rates.py
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -1,4 +1,4 @@
-"""A small CNN with BatchNorm learns handwritten digits; ZClip and GradientMonitor look after its gradients.
+"""A small CNN with BatchNorm learns handwritten digits; NonFiniteGuard, ZClip and GradientMonitor look after its gradients.
 
 python examples/vision.py                  scikit-learn's 8x8 digits: nothing to download
 python examples/vision.py --data-dir DIR   the IDX files of MNIST or Fashion-MNIST, or a folder of class sub-folders
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_calib import GradientMonitor, ZClip
+from lightning_calib import GradientMonitor, NonFiniteGuard, ZClip
 
 SEED = 1  # of the split, the weights and the order of the images
 STEPS = 900  # optimizer steps, rounded to whole epochs, so that more data does not mean more steps
@@ -227,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         max_steps=FAST_STEPS if options.fast else -1,
         log_every_n_steps=min(LOG_EVERY, len(batches)),
         logger=TensorBoardLogger("runs", name="vision", default_hp_metric=False),
-        callbacks=[ZClip(), monitor],
+        callbacks=[NonFiniteGuard("skip"), ZClip(), monitor],
         enable_checkpointing=False,
         devices=1,  # too little work to share
     )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lightning_calib.callbacks import GradientMonitor as GradientMonitor
     from lightning_calib.callbacks import GradientNormalize as GradientNormalize
     from lightning_calib.callbacks import GradientValueClip as GradientValueClip
+    from lightning_calib.callbacks import LearningRateControl as LearningRateControl
     from lightning_calib.callbacks import NonFiniteGuard as NonFiniteGuard
     from lightning_calib.callbacks import ZClip as ZClip
     from lightning_calib.policies import EMARelative as EMARelative
@@ -25,15 +26,21 @@ if TYPE_CHECKING:
     from lightning_calib.policies import WeightRelative as WeightRelative
     from lightning_calib.policies import ZScore as ZScore
     from lightning_calib.report.incident import NonFiniteGradientError as NonFiniteGradientError
+    from lightning_calib.schedules import DistanceOverGradients as DistanceOverGradients
+    from lightning_calib.schedules import InverseNorm as InverseNorm
+    from lightning_calib.schedules import Polyak as Polyak
+    from lightning_calib.schedules import SpikeBackoff as SpikeBackoff
+    from lightning_calib.schedules import refine_schedule as refine_schedule
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "callbacks": (
         "AGC AdaGC AutoClip GradientCentralize GradientClip GradientMonitor GradientNormalize GradientValueClip "
-        "NonFiniteGuard ZClip"
+        "LearningRateControl NonFiniteGuard ZClip"
     ),
     "report.incident": "NonFiniteGradientError",
+    "schedules": "DistanceOverGradients InverseNorm Polyak SpikeBackoff refine_schedule",
     "policies": "EMARelative MaxNorm Percentile WeightRelative ZScore",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

@@ -5,6 +5,7 @@ from lightning_calib.callbacks.elementwise import GradientValueClip as GradientV
 from lightning_calib.callbacks.gradient_clip import GradientClip as GradientClip
 from lightning_calib.callbacks.gradient_normalize import GradientNormalize as GradientNormalize
 from lightning_calib.callbacks.guard import NonFiniteGuard as NonFiniteGuard
+from lightning_calib.callbacks.learning_rate import LearningRateControl as LearningRateControl
 from lightning_calib.callbacks.monitor import GradientMonitor as GradientMonitor
 from lightning_calib.callbacks.recipes import AGC as AGC
 from lightning_calib.callbacks.recipes import AdaGC as AdaGC

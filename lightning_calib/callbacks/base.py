@@ -1,6 +1,6 @@
 """The shared base: when our callbacks begin and end, how they take turns, and what goes into a checkpoint."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -30,7 +30,8 @@ class CalibratedCallback(Callback):
 
     acts: bool = True  # whether it may change gradients
     clips: bool = False  # whether it reports how often it reduced them
-    fixed: bool = False  # whether it clips by one norm that never changes
+    how: Literal["fixed", "adaptive", "normalise"] = "adaptive"  # what it clips by, for the summary
+    controls_rates: bool = False  # whether it scales learning rates
     watches: bool = False  # whether the full row is wanted
     needs_units: bool = False  # whether the norms of units must be measured
     norm_types: tuple[float, ...] = (2.0,)  # each further one costs a reading
@@ -148,7 +149,7 @@ class CalibratedCallback(Callback):
                     "In a loop of your own call `lightning_calib.functional.clip_grad_`."
                 )
             return
-        session, ledger = self._session, self._session.ledgers.get(id(optimizer))
+        session, ledger = self._session, self._session.ledger(optimizer)
         if ledger is None:
             return
         if self is session.owner:
@@ -174,8 +175,11 @@ class CalibratedCallback(Callback):
         self._leave()
 
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
-        """Leave the session: no hook of ours may stay behind."""
-        self._leave()
+        """Leave the session: no hook of ours may stay behind, and no trouble of ours may hide the exception."""
+        try:
+            self._leave()
+        except Exception as trouble:
+            warn(f"{self.label} could not keep what it knew when training broke off: {trouble}")
 
     def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         """Leave the session, if that has not happened yet."""
@@ -187,12 +191,14 @@ class CalibratedCallback(Callback):
         if session is None:
             return
         session.detach()
-        for one in session.ours:
-            one.finish(session)
-        for one in session.ours:
-            one._saved = one.state_dict()
-        for one in session.ours:
-            one._session, one._books = None, {}
+        try:
+            for one in session.ours:
+                one.finish(session)
+            for one in session.ours:
+                one._saved = one.state_dict()
+        finally:
+            for one in session.ours:
+                one._session, one._books = None, {}
 
     # Checkpoints
 

@@ -11,47 +11,49 @@ class Statistics:
     """A copy of every BatchNorm's float statistics, refreshed with one call."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.live = dict(_statistics(module))
-        self.kept = {name: value.clone() for name, value in self.live.items()}
+        self._owners = [
+            (f"{path}.{key}", one, key)
+            for path, one in module.named_modules()
+            if isinstance(one, _BatchNorm)
+            for key in ("running_mean", "running_var")
+            if getattr(one, key) is not None
+        ]
+        self._kept = {name: value.clone() for name, value in self.live.items()}
+
+    @property
+    def live(self) -> dict[str, Tensor]:
+        """What the modules have now; looked up each time, because a buffer may be replaced."""
+        return {name: getattr(one, key) for name, one, key in self._owners}
 
     def keep(self) -> None:
         """Copy what is there now."""
-        if self.live:
-            torch._foreach_copy_(list(self.kept.values()), list(self.live.values()))
+        if self._owners:
+            torch._foreach_copy_(list(self._kept.values()), list(self.live.values()))
 
-    def put_back(self, names: list[str]) -> None:
-        """Restore some of them."""
-        for name in names:
-            self.live[name].copy_(self.kept[name])
-
-
-def _statistics(module: nn.Module) -> list[tuple[str, Tensor]]:
-    found = []
-    for path, one in module.named_modules():
-        if isinstance(one, _BatchNorm):
-            for key in ("running_mean", "running_var"):
-                value = getattr(one, key)
-                if value is not None:
-                    found.append((f"{path}.{key}", value))
-    return found
+    @torch.no_grad()
+    def put_back(self) -> list[str]:
+        """Restore those that are not finite; returns their names."""
+        live = self.live
+        bad = not_finite(live.items())
+        for name in bad:
+            live[name].copy_(self._kept[name])
+        return bad
 
 
 def broken(module: nn.Module, statistics: Statistics, *, put_back: bool) -> str:
     """What is not finite besides the gradient, as part of a sentence; BatchNorm's statistics are mended if asked."""
+    mended = statistics.put_back() if put_back else []
     weights = not_finite((name, weight.detach()) for name, weight in module.named_parameters())
     bad = not_finite(statistics.live.items())
+    mended = [name for name in mended if name not in bad]
     others = [name for name in not_finite(module.named_buffers()) if name not in statistics.live]
-    if put_back:
-        statistics.put_back(bad)
-    parts = []
-    if weights:
-        parts.append(f"weights are not finite either ({_some(weights)}), which no skipped step can mend")
-    if bad:
-        done = "were not finite and are put back" if put_back else "are not finite"
-        parts.append(f"BatchNorm statistics {done} ({_some(bad)})")
-    if others:
-        parts.append(f"other buffers are not finite and stay so ({_some(others)})")
-    return "; ".join(parts)
+    parts = [
+        ("weights are not finite either (%s), which no skipped step can mend", weights),
+        ("BatchNorm statistics were not finite and are put back (%s)", mended),
+        ("BatchNorm statistics are not finite (%s)" + " and were not before the window" * put_back, bad),
+        ("other buffers are not finite and stay so (%s)", others),
+    ]
+    return "; ".join(text % _some(names) for text, names in parts if names)
 
 
 def _some(names: list[str]) -> str:

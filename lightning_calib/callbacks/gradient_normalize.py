@@ -1,7 +1,9 @@
 """Rescale gradients to a target, up or down."""
 
+from math import inf
+
 from lightning_calib.callbacks.rescaler import Rescaler
-from lightning_calib.functional.checks import message
+from lightning_calib.functional.checks import check_number
 from lightning_calib.functional.judge import Policy
 from lightning_calib.functional.segments import Scope
 
@@ -10,8 +12,8 @@ class GradientNormalize(Rescaler):
     r"""Give every segment k the norm that the policy wants: :math:`g_k \leftarrow g_k \, t_k / n_k`.
 
     Args:
-        target: The norm of every segment after the rescale, above 0, or any policy. A policy without an opinion (its
-            warm-up) leaves the gradient alone.
+        target: The norm of every segment after the rescale, in (0, inf), or any policy. A policy without an opinion
+            (its warm-up) leaves the gradient alone.
         scope: What makes a segment.
         name: Tells two callbacks of this class apart, in tags and checkpoints.
 
@@ -37,6 +39,6 @@ class GradientNormalize(Rescaler):
     """
 
     def __init__(self, target: Policy | float = 1.0, scope: Scope = "global", name: str | None = None) -> None:
-        if target is None:
-            raise TypeError(message("target", "a number or a policy", target, "Use 1.0 for unit norm."))
+        if not isinstance(target, Policy):
+            check_number("target", target, "Use 1.0 for unit norm, or a policy.", 0, inf, ends="()")
         super().__init__(target, scope, clip=False, name=name)

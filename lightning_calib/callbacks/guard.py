@@ -1,7 +1,8 @@
 """Catch gradients that are not finite: name the culprit, skip the step exactly, give up loudly."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -11,18 +12,18 @@ from torch import Tensor
 from lightning_calib.callbacks.base import CalibratedCallback
 from lightning_calib.callbacks.buffers import Statistics, broken
 from lightning_calib.callbacks.incidents import GuardBook
+from lightning_calib.callbacks.keeper import BatchKeeper
 from lightning_calib.callbacks.ledger import Ledger
-from lightning_calib.callbacks.origin import BatchKeeper, origin
+from lightning_calib.callbacks.origin import Origin, origin
 from lightning_calib.callbacks.row import Row
 from lightning_calib.callbacks.session import Session
+from lightning_calib.callbacks.skipping import count, drop, seen_by_scaler
 from lightning_calib.callbacks.voice import warn
-from lightning_calib.callbacks.window import MicroBatch, rng_state
+from lightning_calib.callbacks.window import Window
 from lightning_calib.functional.checks import check_choice, check_count, message
-from lightning_calib.functional.finiteness import look_closer
+from lightning_calib.functional.finiteness import Bad, look_closer
 from lightning_calib.functional.plan import Plan
 from lightning_calib.report.incident import Incident, NonFiniteGradientError, describe, hopeless
-
-_AGAIN = " Raise the limit only if the data, not the model, is to blame."
 
 
 class NonFiniteGuard(CalibratedCallback):
@@ -69,6 +70,8 @@ class NonFiniteGuard(CalibratedCallback):
         and ``global_step`` advance on a skipped step, as they do when a GradScaler skips.
     """
 
+    _transient: ClassVar[tuple[str, ...]] = (*CalibratedCallback._transient, "_window", "_statistics")
+
     def __init__(
         self,
         action: Literal["warn", "skip", "raise"] = "warn",
@@ -86,8 +89,6 @@ class NonFiniteGuard(CalibratedCallback):
         self.action, self.max_consecutive, self.max_total = action, max_consecutive, max_total
         self.save_batch_to = save_batch_to
         self.acts = action != "warn"
-        self._window: list[MicroBatch] = []
-        self._closed = True
 
     # Before the step
 
@@ -101,7 +102,7 @@ class NonFiniteGuard(CalibratedCallback):
         self._statistics = Statistics(session.module)
         self._keeper = BatchKeeper(self.save_batch_to)
         self._order = {name: i for i, name in enumerate(Plan.of(session.module).names)}
-        self._window, self._closed = [], True
+        self._window = Window(keep=self.save_batch_to is not None)
         return f"{self.label}: {self.action}"
 
     def lay(self, ledger: Ledger) -> None:
@@ -114,109 +115,101 @@ class NonFiniteGuard(CalibratedCallback):
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
     ) -> None:
         """Open a window, or go on with it."""
-        if self._session is None:
-            return
-        if self._closed:
-            self._window, self._closed = [], False
-            if self.action == "skip":
-                self._statistics.keep()
-        keep = self.save_batch_to is not None
-        self._window.append(MicroBatch(batch_idx, batch if keep else None, rng_state() if keep else None))
+        if self._session is not None and self._window.add(batch_idx, batch) and self.action == "skip":
+            self._statistics.keep()
 
     def on_before_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", loss: Tensor) -> None:
         """Keep the loss, on its device."""
-        if self._window:
-            self._window[-1].losses.append(loss.detach())
+        if self._session is not None and self._window.micros:
+            self._window.micros[-1].losses.append(loss.detach())
 
     def on_train_batch_end(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Close the window with the batch that stepped."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        self._closed = not trainer.fit_loop._should_accumulate()
+        if self._session is not None:
+            automatic = pl_module.automatic_optimization
+            self._window.closed = not trainer.fit_loop._should_accumulate() if automatic else self._window.stepped
 
     # At the step
 
     def inspect(self, ledger: Ledger) -> None:
-        """One boolean; and, if it is bad, the closer look."""
+        """One boolean; and, if it is bad, the closer look. Comes once more behind a foreign callback."""
         session, book = self._session, self._books[ledger.index]
-        if session is None or ledger.before is None:
+        if session is None or ledger.before is None or book.judged:
             return
+        self._window.stepped = True
         if bool(ledger.total(ledger.reading()).isfinite()):
-            book.healthy()
             return
         bad = look_closer(ledger.plan.names, ledger.gradients)
         if not bad:
             # Every element is finite, only their float32 norm is not (it overflows from 1.8e19 on).
             norm = ledger.total(ledger.remeasure_wide())
             ledger.before = torch.where(ledger.before.isfinite(), ledger.before, norm)
-            book.healthy()
             return
+        book.judged = True
         scale = float(session.scaler.get_scale()) if session.scaler is not None else None
-        lost = any(micro.bad for micro in self._window)
-        if scale is not None:
+        source = origin(session, self._window)
+        routine = scale is not None and seen_by_scaler(ledger)
+        if scale is not None and routine:
             book.overflow()
             self._tell_sickness(book, scale)
-            if not lost and scale >= 1:
-                return
+            routine = not source.lost and scale >= 1
+        if not routine:
+            self._tell(session, ledger, source, bad, scale)
+        elif self.action == "skip":
+            self._statistics.put_back()
+        if self.action == "skip":
+            drop(ledger)
+        count(ledger, incident=not routine)
+
+    def observe(self, ledger: Ledger) -> None:
+        """The step is over: a streak ends with a healthy one."""
+        self._books[ledger.index].close()
+
+    def _tell(self, session: Session, ledger: Ledger, source: Origin, bad: Sequence[Bad], scale: float | None) -> None:
+        """Say what was found, save the evidence, and give up if it is enough."""
+        book, trainer = self._books[ledger.index], session.trainer
         book.incident()
-        text, files = origin(session, self._window, lost)
-        worst = max(bad, key=lambda one: self._order.get(one.name, -1))
+        limit = self._limit(book)
+        parts = trainer.accumulate_grad_batches if session.module.automatic_optimization else 1
         incident = Incident(
-            where=f"step {session.trainer.global_step} (epoch {session.trainer.current_epoch}, batch {self._batch})",
+            where=f"step {trainer.global_step} (epoch {trainer.current_epoch}, batch {self._window.index})",
             bad=len(bad),
             tensors=len(ledger.plan.tensors),
-            deepest=str(worst),
-            loss=self._loss(session, scale),
+            deepest=str(max(bad, key=lambda one: self._order.get(one.name, -1))),
+            loss=self._window.loss(parts / (scale or 1.0)),
             rate=float(ledger.optimizer.param_groups[0]["lr"]),
             scale=scale,
             broken=broken(session.module, self._statistics, put_back=self.action == "skip"),
-            origin=text,
+            origin=source.text,
         )
-        self._respond(session, ledger, book, incident, files)
-
-    @property
-    def _batch(self) -> int:
-        return self._window[-1].index if self._window else -1
-
-    def _loss(self, session: Session, scale: float | None) -> float | None:
-        if not self._window or not self._window[-1].losses:
-            return None
-        parts = session.trainer.accumulate_grad_batches if session.module.automatic_optimization else 1
-        return float(self._window[-1].losses[-1]) * parts / (scale or 1.0)
-
-    def _respond(
-        self, session: Session, ledger: Ledger, book: GuardBook, incident: Incident, micros: list[MicroBatch]
-    ) -> None:
-        text = describe(incident, self._outcome(book))
-        saved = self._keeper.save(text, micros, session.trainer.global_rank, session.trainer.global_step)
+        text = describe(incident, self._outcome(book, limit, seen=seen_by_scaler(ledger)))
+        saved = self._keeper.save(text, source.evidence, trainer.global_rank, trainer.global_step)
         book.remember(text)
         if book.loud:
             warn(f"{text} {saved}".strip())
-        if self.action == "raise":
-            raise NonFiniteGradientError(hopeless("A gradient is not finite.", book.last, session.trainer.precision))
-        if self.action == "skip":
-            self._check_limits(session, book)
-            if session.scaler is None:
-                ledger.drop()
-            else:  # the GradScaler must see the bad gradient to back off, and skips the step itself
-                ledger.tally = ledger.tally._replace(nonfinite=ledger.tally.nonfinite + 1)
-
-    def _outcome(self, book: GuardBook) -> str:
-        if self.action == "raise":
-            return ""
-        window = f" (a window of {len(self._window)} micro-batches)" if len(self._window) > 1 else ""
-        done = f"the step{window} is skipped" if self.action == "skip" else "the step goes on as it is"
-        return f"{done}, {book.row} in a row, {book.total} in all"
-
-    def _check_limits(self, session: Session, book: GuardBook) -> None:
-        limit = ""
-        if book.row > self.max_consecutive:
-            limit = f"{book.row} gradients in a row were not finite, more than max_consecutive={self.max_consecutive}."
-        elif self.max_total is not None and book.total > self.max_total:
-            limit = f"{book.total} gradients were not finite, more than max_total={self.max_total}."
         if limit:
-            raise NonFiniteGradientError(hopeless(limit + _AGAIN, book.last, session.trainer.precision))
+            raise NonFiniteGradientError(hopeless(limit, book.last, trainer.precision))
+
+    def _limit(self, book: GuardBook) -> str:
+        """Why the run ends here; empty if it does not."""
+        if self.action == "raise":
+            return "A gradient is not finite."
+        beyond = book.beyond(self.max_consecutive, self.max_total) if self.action == "skip" else ""
+        return beyond and f"{beyond} Raise the limit only if the data, not the model, is to blame."
+
+    def _outcome(self, book: GuardBook, limit: str, *, seen: bool) -> str:
+        micros = len(self._window.micros)
+        window = f" (a window of {micros} micro-batches)" if micros > 1 else ""
+        if limit:
+            done = "the run ends here"
+        elif self.action == "skip":
+            done = f"the step{window} is skipped"
+        else:
+            done = f"the GradScaler skips the step{window}" if seen else "the step goes on as it is"
+        return f"{done}, {book.row} in a row, {book.total} in all"
 
     def _tell_sickness(self, book: GuardBook, scale: float) -> None:
         reason = book.falls_sick(scale)
@@ -225,6 +218,11 @@ class NonFiniteGuard(CalibratedCallback):
                 f"the GradScaler is not well: {reason}. Use precision='bf16-mixed', a larger epsilon where the model "
                 "divides, or a shorter growth_interval; if the loss itself grows, a lower learning rate."
             )
+
+    def finish(self, session: Session) -> None:
+        """Let go of the batches and of the module's buffers."""
+        self.__dict__.pop("_window", None)
+        self.__dict__.pop("_statistics", None)
 
     def row(self, ledger: Ledger) -> Row:
         """The counters."""

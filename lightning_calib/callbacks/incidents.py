@@ -10,16 +10,19 @@ class GuardBook:
     """Counts and the last sentences; everything is the host's."""
 
     def __init__(self) -> None:
-        self.row, self.total, self.told = 0, 0, 0
+        self.row, self.total = 0, 0
         self.last: list[str] = []
         self.overflows: list[int] = []  # 0 or 1 for each of the last steps since the first one that was finite
         self.settled = False
         self.sick = False
+        self.judged = False  # the step at hand was found bad already
 
-    def healthy(self) -> None:
-        """A finite step."""
-        self.row, self.settled = 0, True
-        self._step(0)
+    def close(self) -> None:
+        """The end of a step: healthy, if nobody has found it bad."""
+        if not self.judged:
+            self.row, self.settled = 0, True
+            self._step(0)
+        self.judged = False
 
     def overflow(self) -> None:
         """A step that the GradScaler skips as part of its work."""
@@ -42,6 +45,14 @@ class GuardBook:
         """Keep the last five sentences, for the error."""
         self.last = [*self.last[-4:], text]
 
+    def beyond(self, max_consecutive: int, max_total: int | None) -> str:
+        """Which limit is exceeded, as a sentence; empty if none is."""
+        if self.row > max_consecutive:
+            return f"{self.row} gradients in a row were not finite, more than max_consecutive={max_consecutive}."
+        if max_total is not None and self.total > max_total:
+            return f"{self.total} gradients were not finite, more than max_total={max_total}."
+        return ""
+
     def falls_sick(self, scale: float) -> str:
         """Why the GradScaler is not well, once; empty while it is."""
         share = sum(self.overflows) / RECENT
@@ -62,4 +73,4 @@ class GuardBook:
     def restore(self, saved: dict[str, Any]) -> None:
         """Take up saved counts."""
         if saved.keys() == vars(self).keys():
-            vars(self).update(saved)
+            vars(self).update(saved, judged=False)

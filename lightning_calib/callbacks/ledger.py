@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_calib.callbacks.modes import pending_scale
+from lightning_calib.callbacks.rates import Rates
 from lightning_calib.callbacks.tally import Tally
 from lightning_calib.functional.norms import Reading, measure
 from lightning_calib.functional.plan import Plan, fingerprint
@@ -38,6 +39,7 @@ class Ledger:
         self.tally = Tally.empty(self.plan)
         self.opened = self.live = self.stepped = self.turn = False
         self.rates: dict[str, float | Tensor] = {}
+        self.rates_in_step = Rates(optimizer)
         self.backwards = 0  # how many backward passes there had been at this optimizer's last step
 
     @property
@@ -56,6 +58,7 @@ class Ledger:
         if fingerprint(self.optimizer) != self.fingerprint:
             self.lay_plan()
         self.opened, self.stepped = True, False
+        self.rates_in_step.lapse()
         self.reduced: list[Tensor] = []
         self.before: Tensor | None = None
         self.final: Tensor | None = None

@@ -41,7 +41,7 @@ class GradientMonitor(CalibratedCallback):
         ``calib/clip_threshold``   the callback's target, or the Trainer's ``gradient_clip_val``
         ``calib/lr``               learning rate of the first parameter group in this step
         ``calib/lr_effective``     the same times the group's ``d`` where it has one (Prodigy, D-Adaptation)
-        ``calib/nonfinite_total``  steps so far whose gradient was inf or nan (a GradScaler's overflows excepted)
+        ``calib/nonfinite_total``  steps so far whose norm was inf or nan (a GradScaler's overflows excepted)
         ``calib/skipped_total``    steps so far that the optimizer did not take, a GradScaler's overflows among them
         ``calib/loss_scale``       the GradScaler's scale, with a GradScaler only
         ``calib/update_norm``      norm of the change of the weights in this step
@@ -131,9 +131,9 @@ def _clippers(session: Session, ledger: Ledger) -> list[Clipper]:
     for one in session.ours:
         if one.clips and one.acts:
             count = one.count(ledger)
-            found.append(Clipper(one.label, float(count.fired) / max(1, count.steps), one.fixed))
+            found.append(Clipper(one.label, float(count.fired) / max(1, count.steps), one.how))
     if session.clip.how is not None:
         known = int(ledger.tally.known)
         share = float(ledger.tally.trainer_reduced) / known if known else None
-        found.append(Clipper(str(session.clip), share, session.clip.how == "norm"))
+        found.append(Clipper(str(session.clip), share, "fixed" if session.clip.how == "norm" else "adaptive"))
     return found

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from lightning_calib.callbacks.base import CalibratedCallback
-from lightning_calib.callbacks.globs import check_globs, first_match
 from lightning_calib.callbacks.ledger import Ledger
+from lightning_calib.callbacks.names import check_globs, check_name, first_match
 from lightning_calib.callbacks.part import Book, Part
 from lightning_calib.callbacks.row import Row
 from lightning_calib.callbacks.session import Session
@@ -56,12 +56,13 @@ class Rescaler(CalibratedCallback):
         check_flag("dry_run", dry_run, "Use True to log what would be clipped without clipping.")
         check_name(name)
         self.policy = as_policy("target" if not clip else "policy", policy)
-        self.rules = {glob: as_policy("rules", rule) for glob, rule in _check_rules(rules).items()}
+        self.rules = {glob: as_policy(f"rules[{glob!r}]", rule) for glob, rule in _check_rules(rules).items()}
         self.scope, self.norm_type, self.dry_run, self.name = scope, float(norm_type), dry_run, name
         self.exclude = exclude if exclude == "auto" else _check_exclude(exclude)
         self.needs_units, self.norm_types = scope == "unit", (self.norm_type,)
         self.acts = not dry_run
-        self.fixed = scope == "global" and isinstance(self.policy, MaxNorm) and not self.rules
+        fixed = scope == "global" and isinstance(self.policy, MaxNorm) and not self.rules
+        self.how = "normalise" if not clip else "fixed" if fixed else "adaptive"
         self._clip, self._tag = clip, f".{name}" if name else ""
 
     def start(self, session: Session) -> str | None:
@@ -137,15 +138,6 @@ class Rescaler(CalibratedCallback):
             row[f"{prefix}clip_threshold{self._tag}"] = threshold
         book.count = book.count.new_window()
         return row
-
-
-def check_name(name: object) -> None:
-    """A name becomes part of tags and of the checkpoint's key."""
-    if name is not None and (not isinstance(name, str) or not name or "/" in name):
-        kind: type[Exception] = ValueError if isinstance(name, str) else TypeError
-        raise kind(
-            message("name", "a non-empty text without a slash, or None", name, 'Use for instance name="encoder".')
-        )
 
 
 def _check_rules(rules: Mapping[str, Rule] | None) -> Mapping[str, Rule]:

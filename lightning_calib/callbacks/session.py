@@ -36,17 +36,43 @@ class Session:
             default=trainer.log_every_n_steps,  # type: ignore[attr-defined]
         )
         self.backwards = 0
-        optimizers = [o for o in enumerate(trainer.optimizers) if unsupported_optimizer(o[1]) is None]
-        self.ledgers = {id(optimizer): self._ledger(index, optimizer) for index, optimizer in optimizers}
-        self.afters = {
-            key: After(ledger, self.clip, foreseeable=self.foreseeable, weights=self.watched)
-            for key, ledger in self.ledgers.items()
-        }
+        self.ledgers: dict[int, Ledger] = {}
+        self.afters: dict[int, After] = {}
+        for optimizer in trainer.optimizers:
+            self._add(optimizer)
 
-    def _ledger(self, index: int, optimizer: Optimizer) -> Ledger:
+    def _add(self, optimizer: Optimizer) -> Ledger | None:
+        if unsupported_optimizer(optimizer) is not None:
+            return None
+        index = next(i for i, one in enumerate(self.trainer.optimizers) if one is optimizer)
         suffix = f"/{index}" if len(self.trainer.optimizers) > 1 else ""
         units = any(callback.needs_units for callback in self.ours)
-        return Ledger(index, optimizer, self.module, suffix=suffix, units=units, scaler=self.scaler)
+        ledger = Ledger(index, optimizer, self.module, suffix=suffix, units=units, scaler=self.scaler)
+        self.ledgers[id(optimizer)] = ledger
+        self.afters[id(optimizer)] = After(ledger, self.clip, foreseeable=self.foreseeable, weights=self.watched)
+        return ledger
+
+    def ledger(self, optimizer: Optimizer) -> Ledger | None:
+        """The record of the optimizer that is stepped; None for one whose gradients cannot be judged.
+
+        One that has taken another's place in the middle of the fit takes over its memory, too.
+        """
+        found = self.ledgers.get(id(optimizer))
+        known = any(one is optimizer for one in self.trainer.optimizers)
+        if found is not None or not known or unsupported_optimizer(optimizer) is not None:
+            return found
+        self.detach()
+        old = {ledger.index: ledger for ledger in self.ledgers.values()}
+        self.ledgers, self.afters = {}, {}
+        for one in self.trainer.optimizers:
+            ledger = self._add(one)
+            if ledger is not None and ledger.index in old:
+                ledger.tally = old[ledger.index].tally
+        for callback in self.ours:
+            for ledger in self.ledgers.values():
+                callback.lay(ledger)
+        self.attach()
+        return self.ledgers.get(id(optimizer))
 
     @property
     def step(self) -> int:
@@ -132,11 +158,14 @@ class Session:
         """Hook into torch's own step: the only place where what the optimizer used can be seen."""
         for after in self.afters.values():
             after.attach()
+        for ledger in self.ledgers.values() if any(callback.controls_rates for callback in self.ours) else ():
+            ledger.rates_in_step.attach()
 
     def detach(self) -> None:
         """Take the hooks away again."""
-        for after in self.afters.values():
+        for key, after in self.afters.items():
             after.detach()
+            self.ledgers[key].rates_in_step.detach()
 
 
 def _foreigners(callbacks: list[Callback], ours: "list[CalibratedCallback]") -> "tuple[set[CalibratedCallback], bool]":

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_MOST = 64  # micro-batches kept while a manual loop does not step
+
 
 @dataclass
 class MicroBatch:
@@ -23,6 +25,42 @@ class MicroBatch:
         return any(not bool(loss.isfinite().all()) for loss in self.losses)
 
 
+class Window:
+    """What went into the gradient of the step that comes next.
+
+    Args:
+        keep: Whether the batches and the random states are kept alive.
+    """
+
+    def __init__(self, *, keep: bool) -> None:
+        self.keep, self.closed, self.stepped = keep, True, False
+        self.micros: list[MicroBatch] = []
+
+    def add(self, index: int, batch: Any) -> bool:
+        """Take up a micro-batch; True if it is the first of a new window."""
+        opened = self.closed
+        if opened:
+            self.micros, self.closed, self.stepped = [], False, False
+        self.micros.append(MicroBatch(index, batch, rng_state()) if self.keep else MicroBatch(index))
+        del self.micros[:-_MOST]
+        return opened
+
+    @property
+    def index(self) -> int:
+        """Of the micro-batch at hand."""
+        return self.micros[-1].index if self.micros else -1
+
+    @property
+    def suspects(self) -> list[MicroBatch]:
+        """The micro-batches whose loss was not finite."""
+        return [micro for micro in self.micros if micro.bad]
+
+    def loss(self, factor: float) -> float | None:
+        """The loss of the micro-batch at hand, times ``factor``; None if there was none."""
+        losses = self.micros[-1].losses if self.micros else []
+        return float(losses[-1]) * factor if losses else None
+
+
 def rng_state() -> dict[str, Any]:
     """The random generators' states, as builtins and tensors."""
     version, numbers, gauss = random.getstate()
@@ -30,16 +68,3 @@ def rng_state() -> dict[str, Any]:
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
-
-
-def plain(value: Any) -> Any:
-    """A batch as builtins and CPU tensors, so that it loads with ``weights_only=True``; anything else by its repr."""
-    if isinstance(value, Tensor):
-        return value.detach().cpu().clone()
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return plain(value._asdict())
-    if isinstance(value, dict):
-        return {str(key): plain(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(one) for one in value]
-    return value if value is None or isinstance(value, (str, int, float, bool, bytes)) else repr(value)

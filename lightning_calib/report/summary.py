@@ -1,6 +1,6 @@
 """What a run's gradients were like, in at most three plain sentences, and what to change."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 _ALWAYS = 0.99  # a threshold that fires on this share of the steps clips practically every one
 _WHOLE = 0.98  # a mean share above this is not worth a sentence
@@ -12,12 +12,12 @@ class Clipper(NamedTuple):
     Attributes:
         who: As the user calls it.
         fraction: The share of the steps, in [0, 1]; None where it cannot be seen.
-        fixed: Whether by one norm that never changes.
+        how: "fixed" clips by one norm that never changes, "adaptive" clips otherwise, "normalise" also enlarges.
     """
 
     who: str
     fraction: float | None
-    fixed: bool
+    how: Literal["fixed", "adaptive", "normalise"]
 
 
 class Facts(NamedTuple):
@@ -82,21 +82,26 @@ def _clipping(facts: Facts) -> str:
 def _one(clipper: Clipper) -> str:
     if clipper.fraction is None:
         return f"whether {clipper.who} clips cannot be seen"
+    share = f"{100 * clipper.fraction:.3g} % of the steps"
+    if clipper.how == "normalise":
+        return f"{clipper.who} made it smaller on {share} and larger on the others"
     if clipper.fraction > 0:
-        return f"{clipper.who} reduced {100 * clipper.fraction:.3g} % of the steps"
-    return f"{clipper.who} never fired" + (" and is decoration so far" if clipper.fixed else "")
+        return f"{clipper.who} reduced {share}"
+    return f"{clipper.who} never fired" + (" and is decoration so far" if clipper.how == "fixed" else "")
 
 
 def _meaning(facts: Facts) -> str:
     """What clipping amounts to: little for Adam where it always fires, a lower learning rate for SGD."""
     kind = facts.optimizer.lower()
-    if "adam" in kind and any(clipper.fixed and (clipper.fraction or 0) >= _ALWAYS for clipper in facts.clippers):
+    if "adam" in kind and any(one.how == "fixed" and (one.fraction or 0) >= _ALWAYS for one in facts.clippers):
         divides = f", and {facts.optimizer} divides the scale of the gradient out again"
         alike = f"any value below {facts.lowest:.3g} trains alike; to clip outliers only, use {facts.high:.3g}"
         return f"{divides}, so that a threshold that always fires does not matter: {alike}"
     if "sgd" in kind and facts.left is not None and 0 < facts.left < _WHOLE:
         cut = f"{facts.left:.3g} of the configured rate ({1 / facts.left:.3g} times lower)"
         return f", which with {facts.optimizer} is a cut of the learning rate to {cut} on average"
+    if "sgd" in kind and facts.left is not None and facts.left > 1 / _WHOLE:
+        return f", which with {facts.optimizer} is a learning rate {facts.left:.3g} times the configured one on average"
     return ""
 
 

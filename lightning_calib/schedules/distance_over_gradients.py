@@ -53,9 +53,9 @@ class DistanceOverGradients(Rule):
         tensor([0.2500])
 
     Note:
-        Differs from the paper: nothing in the step; but the paper's results are those of an average of the weights,
-        which is not part of this rule (torch and Lightning have weight averaging). As in the authors' code each param
-        group has its own distance and its own sum. Weight decay is not in the gradient that is measured; there it is.
+        Differs from the authors' code: weight decay is not in the gradient that is measured. As there, each param
+        group has its own distance and its own sum, and the results that they report are those of an average of the
+        weights, which is not part of this rule (torch and Lightning have weight averaging).
 
     References:
         Ivgi, Hinder, Carmon, *DoG is SGD's Best Friend: A Parameter-Free Dynamic Step Size Schedule*, ICML 2023,

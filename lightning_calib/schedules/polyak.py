@@ -76,7 +76,7 @@ class Polyak(Rule):
 
     def init(self, norms: Tensor) -> PolyakState:
         """The first step may be as long as 1, times one step's growth."""
-        return PolyakState(torch.ones_like(norms[0]))
+        return PolyakState(norms.new_ones(()))
 
     def __call__(self, measurement: Measurement, state: PolyakState) -> tuple[Tensor, PolyakState]:
         """One step for all groups; no opinion where the loss or a part of the gradient is not finite."""

@@ -2,6 +2,7 @@
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable
+from reprlib import repr as shorten
 
 import torch
 from torch import Tensor
@@ -56,18 +57,18 @@ def refine_schedule(norms: Tensor | Iterable[float], optimizer: str = "sgd", *, 
     check_number("smoothing", smoothing, "Use 0.1, or 0 to take the norms as they are.", 0, 1)
     smoothed = _running_median(_complete(_read(norms)), smoothing)
     weights = (smoothed.min() / smoothed) ** _POWERS[optimizer]
-    later = weights.flip(0).cumsum(0).flip(0) - weights
-    schedule = weights * later.clamp(min=0)
+    from_here = weights.flip(0).cumsum(0).flip(0)
+    schedule = weights * torch.cat([from_here[1:], from_here.new_zeros(1)])
     return schedule / schedule.max()
 
 
 def _read(norms: Tensor | Iterable[float]) -> Tensor:
     remedy = "Pass the logged norms as one sequence of numbers."
     try:
-        given = norms if isinstance(norms, Tensor) else torch.tensor([float(norm) for norm in norms])
-        values = given.detach().to("cpu", torch.float64)
+        given = norms if isinstance(norms, Tensor) else torch.tensor([float(x) for x in norms], dtype=torch.float64)
     except (TypeError, ValueError) as reason:
-        raise TypeError(message("norms", "numbers", norms, remedy)) from reason
+        raise TypeError(message("norms", "numbers", shorten(norms), remedy)) from reason
+    values = given.detach().to("cpu", torch.float64)
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(message("norms", "of shape (T,) with T >= 2", tuple(values.shape), remedy))
     if (values < 0).any():
@@ -87,15 +88,14 @@ def _complete(norms: Tensor) -> Tensor:
     after = torch.searchsorted(known, steps).clamp(max=len(known) - 1)
     before = (torch.searchsorted(known, steps, right=True) - 1).clamp(min=0)
     span = (known[after] - known[before]).clamp(min=1)
-    share = ((steps - known[before]) / span).clamp(0, 1).double()
+    share = ((steps - known[before]).double() / span).clamp(0, 1)
     return torch.lerp(norms[known[before]], norms[known[after]], share)
 
 
 def _running_median(norms: Tensor, smoothing: float) -> Tensor:
     half = int(smoothing * len(norms)) // 2
     values = norms.tolist()
-    mirrored = [values[max(len(values) - 2 - i, 0)] for i in range(half)]
-    padded = [values[0]] * half + values + mirrored
+    padded = [values[0]] * half + values + values[-2 : -2 - half : -1]
     window = sorted(padded[: 2 * half])
     medians = []
     for i in range(len(values)):

@@ -1,6 +1,7 @@
 """A lower learning rate for a while after a spike of the gradient norm."""
 
 from collections import namedtuple
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from math import inf
@@ -84,22 +85,23 @@ class SpikeBackoff(Rule):
 
     def init(self, norms: Tensor) -> State:
         """The full rate, and the policy's first state."""
-        return _types(self.policy)[1](torch.ones_like(norms), *self.policy.init(norms))
+        _, outer = _types(self.policy)
+        return outer(torch.ones_like(norms), *self.policy.init(norms))
 
     def __call__(self, measurement: Measurement, state: Any) -> tuple[Tensor, State]:
         """Judge the norms, then move the factors of the observed groups."""
         norms, observed = measurement.norms, measurement.observed
         inner, outer = _types(self.policy)
         targets, judged = self.policy(Observation(norms, observed), inner(*state[1:]))
-        moved = state.factors * torch.where(norms > targets, self.backoff, self.recovery)
-        moved = moved.to(norms.dtype).clamp(min(self.backoff, _LEAST), 1.0)
+        moved = torch.where(norms > targets, state.factors * self.backoff, state.factors * self.recovery)
+        moved = moved.clamp(min(self.backoff, _LEAST), 1.0)
         kept = torch.where(observed, moved, state.factors)
         return torch.where(observed, moved, 1.0), outer(kept, *judged)
 
 
 @cache
-def _types(policy: Policy) -> tuple[Any, Any]:
+def _types(policy: Policy) -> tuple[Callable[..., State], Callable[..., State]]:
     """The class of the policy's state, and the class of ours: the factors, then the fields of the policy's state."""
     inner: Any = policy.init(torch.empty(1, device="meta"))
     fields = ["factors", *(f"policy_{name}" for name in inner._fields)]
-    return type(inner), namedtuple("SpikeBackoffState", fields)  # type: ignore[misc]
+    return type(inner), namedtuple("SpikeBackoffState", fields)

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from boring import Grads, Rows, Tiny, TwoNets, fit, make_trainer, norm, same_bits, weights
+from boring import Grads, Rows, Tiny, TwoNets, batches_that_stepped, fit, make_trainer, norm, same_bits, weights
 from lightning.pytorch import Callback
 from lightning.pytorch.tuner import Tuner
 from torch import nn
@@ -197,3 +197,76 @@ def test_toggled_optimizers():
     fit(Toggling(sgd, sgd), [grads, GradientClip(0.3), GradientMonitor(1)], 12, logger=rows)
     for index in (0, 1):
         assert rows.values(f"calib/grad_norm_before/{index}") == pytest.approx(grads.norms[index::2], rel=1e-6)
+
+
+class Rhythm(TwoNets):
+    """The second optimizer steps on every third batch only, the first one twice on every batch."""
+
+    def training_step(self, batch, batch_idx):
+        step = batches_that_stepped(self.trainer)
+        first, second = self.optimizers()
+        for half in (0, 1):
+            first.zero_grad()
+            self.manual_backward(self.loss(self.net, 2 * step + half))
+            first.step()
+        if step % 3 == 0:
+            second.zero_grad()
+            self.manual_backward(self.loss(self.other, step + 50))
+            second.step()
+
+
+def test_an_optimizer_that_rests_tells_nothing_old():
+    rows, grads, monitor, sgd = Rows(), PerOptimizer(), GradientMonitor(1), partial(torch.optim.SGD, lr=0.05)
+    fit(Rhythm(sgd, sgd), [grads, GradientClip(0.3), monitor], 28, logger=rows)
+    for step, row in rows.rows:
+        assert row["calib/grad_norm_before/0"] == pytest.approx(grads.norms[0][step][-1], rel=1e-6)
+        assert row["calib/grad_norm_max/0"] == pytest.approx(max(grads.norms[0][step]), rel=1e-6)
+        for tag in ("grad_norm_before", "grad_norm_max", "grad_norm_after", "update_norm", "update_ratio"):
+            assert (f"calib/{tag}/1" in row) == (step % 3 == 0), (tag, step)
+        assert row.get("calib/skipped_total/1", 0) == 0
+    assert rows.values("calib/grad_norm_before/1") == pytest.approx([n[0] for n in grads.norms[1].values()], rel=1e-6)
+    assert "24 optimizer steps" in monitor.summary()
+    assert "4 optimizer steps" in monitor.summary()
+
+
+class PerOptimizer(Callback):
+    """Norms by optimizer and batch."""
+
+    def __init__(self):
+        self.norms = {0: {}, 1: {}}
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        steps = self.norms[trainer.optimizers.index(optimizer)].setdefault(batches_that_stepped(trainer), [])
+        steps.append(norm([p.grad for p in optimizer.param_groups[0]["params"]]))
+
+
+def test_rows_between_the_steps_of_a_resting_optimizer_lose_nothing():
+    """Logged on every fourth batch, stepped on every third: each norm is in exactly one window."""
+    rows, grads, sgd = Rows(), PerOptimizer(), partial(torch.optim.SGD, lr=0.05)
+    fit(Rhythm(sgd, sgd), [grads, GradientMonitor(4)], 56, logger=rows)
+    for step, row in rows.rows:
+        window = [n[0] for batch, n in grads.norms[1].items() if step - 4 < batch <= step]
+        found = row.get("calib/grad_norm_max/1")
+        assert found == (pytest.approx(max(window), rel=1e-6) if window else None)
+
+
+def test_summary_after_an_exception_tells_what_was_seen():
+    class Breaks(Tiny):
+        def training_step(self, batch, batch_idx):
+            if self.trainer.global_step == 6:
+                raise RuntimeError("broken data")
+            return super().training_step(batch, batch_idx)
+
+    monitor = GradientMonitor()
+    with pytest.raises(RuntimeError, match="broken data"):
+        fit(Breaks(), [ZClip(), monitor])
+    assert "6 optimizer steps" in monitor.summary()
+
+
+def test_fit_goes_on_with_the_same_trainer():
+    """A second `fit` on one Trainer is a new fit for ours: nothing of the first is counted twice."""
+    monitor, module = GradientMonitor(), Tiny()
+    trainer = fit(module, [ZClip(1.0, warmup_steps=3), monitor], 6)
+    trainer.fit_loop.epoch_loop.max_steps = 10
+    trainer.fit(module)
+    assert "4 optimizer steps" in monitor.summary()

@@ -1,8 +1,10 @@
-"""Globs on parameter names: which one matches first, and which one matches nothing."""
+"""Names: of callbacks, and globs on those of parameters."""
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+
+from lightning_calib.functional.checks import message
 
 
 def first_match(name: str, globs: Iterable[str]) -> str | None:
@@ -23,3 +25,12 @@ def check_globs(argument: str, globs: Iterable[str], names: Sequence[str]) -> No
                 f"`{argument}` must name parameters of the model, got {glob!r}, which matches none. "
                 f"The nearest names are: {', '.join(near) or '(the model has no parameters)'}."
             )
+
+
+def check_name(name: object) -> None:
+    """A name becomes part of tags and of the checkpoint's key."""
+    if name is not None and (not isinstance(name, str) or not name or "/" in name):
+        kind: type[Exception] = ValueError if isinstance(name, str) else TypeError
+        raise kind(
+            message("name", "a non-empty text without a slash, or None", name, 'Use for instance name="encoder".')
+        )

@@ -1,0 +1,176 @@
+"""Scale the learning rate for one step at a time, by what the gradients say."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from lightning_calib.callbacks.base import CalibratedCallback
+from lightning_calib.callbacks.ledger import Ledger
+from lightning_calib.callbacks.names import check_name
+from lightning_calib.callbacks.rates import Rates
+from lightning_calib.callbacks.row import Row
+from lightning_calib.callbacks.session import Session
+from lightning_calib.callbacks.stored import on_device, to_host
+from lightning_calib.callbacks.travel import Travel
+from lightning_calib.callbacks.voice import warn
+from lightning_calib.functional.checks import check_number, message
+from lightning_calib.functional.segments import Segments
+from lightning_calib.schedules.rule import Measurement, Rule
+
+_EARLY = {
+    "Rprop": "it reads the learning rate before the gradients are known",
+    "ZeroRedundancyOptimizer": "it copies the learning rate before the gradients are known",
+}
+
+
+class RateBook:
+    """What the control keeps about one optimizer: the rule's state, the starting weights, this step's norms."""
+
+    def __init__(self, rule: Rule, ledger: Ledger, rates: Rates) -> None:
+        self.rule, self.rates = rule, rates
+        self.segments = Segments.of(ledger.plan, "group")
+        # A param group without parameters has no segment.
+        self.groups = list(dict.fromkeys(ledger.plan.groups))
+        norms = torch.zeros(len(self.segments), dtype=ledger.plan.dtype, device=ledger.plan.device)
+        self.state: Any = rule.init(norms)
+        self.travel = Travel(self.segments, rule) if rule.needs_distance else None
+        self.norms = norms
+        self.factors = torch.ones_like(norms)
+
+    def measurement(self, loss: Tensor | None) -> Measurement:
+        """This step, as the rule wants to see it."""
+        travelled = self.travel.distances() if self.travel else None
+        start = self.travel.start_norms if self.travel else None
+        observed = self.norms.isfinite() & (self.norms > 0)
+        return Measurement(self.norms, observed, loss, travelled, start)
+
+    def saved(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        start = {"start": self.travel.saved()} if self.travel else {}
+        state = {"state": to_host(self.state._asdict()), **start}
+        return {"version": 1, "rule": self.rule.kind, "segments": self.segments.digest, **state}
+
+    def restore(self, saved: dict[str, Any]) -> bool:
+        """Take up a saved state, if it is of the same groups and the same kind of rule."""
+        now = self.state._asdict()
+        mine = (1, self.rule.kind, self.segments.digest)
+        if (saved.get("version"), saved.get("rule"), saved.get("segments")) != mine:
+            return False
+        if saved.get("state", {}).keys() != now.keys() or ("start" in saved) != (self.travel is not None):
+            return False
+        self.state = type(self.state)(**on_device(saved["state"], now))
+        if self.travel is not None:
+            self.travel.restore(saved["start"])
+        return True
+
+
+class LearningRateControl(CalibratedCallback):
+    """Multiply each param group's learning rate by a rule's factor, for this optimizer step only.
+
+    The factor is in place while torch is inside the step and put back by value on every way out of it, so schedulers,
+    ``LearningRateMonitor`` and checkpoints only ever see the pure rate. Several controls multiply.
+
+    Args:
+        rule: ``SpikeBackoff()``, ``Polyak()``, ``DistanceOverGradients()`` or ``InverseNorm()``.
+        min_factor: The least factor, in [0, max_factor].
+        max_factor: The largest factor, above 0; 1 lets a rule only lower the rate, ``math.inf`` lets it do anything.
+        name: Tells two controls apart, in checkpoints.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If one is out of range; at the start of training, if the rule's state would take more than 64 MB.
+        MisconfigurationException: With LBFGS, Rprop or ZeroRedundancyOptimizer, which read the rate too early, with an
+            optimizer that the rule refuses, and under a strategy where gradients cannot be read right.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_calib import LearningRateControl, SpikeBackoff
+        >>> trainer = Trainer(callbacks=[LearningRateControl(SpikeBackoff())], logger=False)
+
+    Logged:
+        ``calib/lr`` (pure) and ``calib/lr_effective`` (times the factor, times ``d`` where a group has one), both of
+        the first param group.
+
+    Checkpoint:
+        The rule's state and, for a rule that needs distances, the starting weights.
+
+    Note:
+        Norms are those before any clipping. A learning rate that is a Python number needs its factor on the host, one
+        wait for the device per step; a tensor learning rate is scaled in place without. Decoupled weight decay
+        (AdamW) scales with the rate.
+    """
+
+    controls_rates = True
+
+    def __init__(self, rule: Rule, min_factor: float = 0.0, max_factor: float = 1.0, name: str | None = None) -> None:
+        super().__init__()
+        if not isinstance(rule, Rule):
+            raise TypeError(message("rule", "a learning-rate rule", rule, "Use for instance SpikeBackoff()."))
+        check_number("max_factor", max_factor, "Use 1.0, or math.inf for no cap.", 0, float("inf"), ends="(]")
+        check_number("min_factor", min_factor, "Use 0.0 for no floor.", 0, max_factor)
+        check_name(name)
+        self.rule, self.min_factor, self.max_factor, self.name = rule, float(min_factor), float(max_factor), name
+
+    def start(self, session: Session) -> str | None:
+        """Refuse optimizers that read their rate too early, or that the rule does not suit."""
+        for ledger in session.ledgers.values():
+            names = [kind.__name__ for kind in type(ledger.optimizer).__mro__]
+            early = next((f"{name}: {_EARLY[name]}" for name in names if name in _EARLY), None)
+            reason = f"{early}. Use another optimizer" if early else self.rule.refuses(names[0])
+            if reason:
+                raise MisconfigurationException(f"{self.label} cannot control {names[0]}. {reason.rstrip('.')}.")
+        self._loss: Tensor | None = None
+        self._parts = 0
+        return f"{self.label}: {self.rule}"
+
+    def lay(self, ledger: Ledger) -> None:
+        """Prepare the rule's state, and take up what was saved."""
+        saved = self.saved(ledger)
+        book = RateBook(self.rule, ledger, ledger.rates_in_step)
+        if saved and not book.restore(saved):
+            warn(f"{self.label}: the saved state is of other parameters or another rule; it starts afresh.")
+        self._books[ledger.index] = book
+
+    def on_before_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", loss: Tensor) -> None:
+        """Add the loss to this window's, as the device has it: scaled and divided."""
+        if self._session is not None and self.rule.needs_loss:
+            part = loss.detach() if self._session.scaler is None else loss.detach() / self._session.scaler._scale
+            self._loss = part if self._loss is None else self._loss + part
+            self._parts += 1
+
+    def inspect(self, ledger: Ledger) -> None:
+        """Take the norms before anybody acts."""
+        book = self._books[ledger.index]
+        if book.segments.plan is not ledger.plan:
+            self.lay(ledger)
+            book = self._books[ledger.index]
+        book.norms = book.segments.fold(ledger.reading())
+
+    def act(self, ledger: Ledger) -> None:
+        """Ask the rule, and scale the rates of this step."""
+        book = self._books[ledger.index]
+        factors, book.state = self.rule(book.measurement(self._whole_loss(ledger)), book.state)
+        book.factors = factors.clamp(self.min_factor, self.max_factor)
+        every: list[float | Tensor] = [1.0] * len(ledger.optimizer.param_groups)
+        on_host = book.factors.tolist() if book.factors.device.type == "cpu" else book.factors.unbind()
+        for group, factor in zip(book.groups, on_host, strict=True):
+            every[group] = factor
+        book.rates.scale(every)
+        if "calib/lr_effective" in ledger.rates:
+            ledger.rates["calib/lr_effective"] = ledger.rates["calib/lr_effective"] * every[0]
+
+    def _whole_loss(self, ledger: Ledger) -> Tensor | None:
+        loss, parts, session = self._loss, self._parts, self._session
+        self._loss, self._parts = None, 0
+        if loss is None or session is None:
+            return torch.full((), torch.nan, device=ledger.plan.device) if self.rule.needs_loss else None
+        if session.module.automatic_optimization:
+            loss = loss * (session.trainer.accumulate_grad_batches / parts)  # the last window may be a short one
+        return session.trainer.strategy.reduce(loss, reduce_op="mean") if session.trainer.world_size > 1 else loss
+
+    def row(self, ledger: Ledger) -> Row:
+        """The rates."""
+        return {tag: rate for tag, rate in ledger.rates.items() if ledger.turn and tag.startswith("calib/lr")}
