@@ -1,5 +1,6 @@
 """Callbacks that act on elements: value clip and centralisation."""
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
@@ -75,8 +76,11 @@ class GradientValueClip(CalibratedCallback):
         if fired.device.type == "cpu" and not fired:
             return
         ledger.unscale()
-        chosen = over.tolist() if over.device.type == "cpu" else [True] * len(ledger.plan.tensors)
-        clamp_([one for one, hit in zip(ledger.plan.tensors, chosen, strict=True) if hit], self.max_value)
+        bounds = torch.where(over, self.max_value, torch.inf).unbind()
+        pairs = zip(ledger.plan.tensors, bounds, strict=True)
+        for tensor, bound in pairs:
+            if bound.device.type != "cpu" or bound < torch.inf:
+                clamp_([tensor], bound)
         ledger.forget()
 
     def row(self, ledger: Ledger) -> Row:

@@ -9,10 +9,11 @@ from lightning_calib.functional.plan import Plan
 
 
 @torch.no_grad()
-def clamp_(parameters: Iterable[Tensor], max_value: float) -> None:
+def clamp_(parameters: Iterable[Tensor], max_value: float | Tensor) -> None:
     """Clamp every element of the parameters' gradients to [-max_value, max_value]; NaN stays, inf becomes max_value.
 
-    A sparse gradient is replaced by its coalesced form first, in which duplicate indices are one element.
+    The bound is a number or a 0-d tensor. A sparse gradient is replaced by its coalesced form first, in which duplicate
+    indices are one element.
 
     Raises:
         TypeError: If a gradient is complex: complex numbers have no order.
@@ -26,7 +27,8 @@ def clamp_(parameters: Iterable[Tensor], max_value: float) -> None:
         if gradient.is_sparse:
             parameter.grad = gradient = gradient.coalesce()
             gradient = gradient._values()
-        gradient.clamp_(-max_value, max_value)
+        limit = torch.as_tensor(max_value, dtype=gradient.dtype, device=gradient.device)
+        gradient.clamp_(-limit, limit)
 
 
 @torch.no_grad()

@@ -75,12 +75,13 @@ def _tensor_norms(plan: Plan, values: Sequence[Tensor | None], norm_type: float,
     present = [value for value in values if value is not None and value.numel()]
     if not present:
         return torch.zeros(len(values), dtype=dtype, device=plan.device)
-    norms = torch._foreach_norm(present, norm_type, dtype=dtype)
-    together = torch.stack([norm.to(plan.device, non_blocking=True) for norm in norms] if plan.spread_out else norms)
-    if len(present) == len(values):
-        return together
-    where = [i for i, value in enumerate(values) if value is not None and value.numel()]
-    return together.new_zeros(len(values)).index_copy_(0, torch.tensor(where, device=together.device), together)
+    norms = list(torch._foreach_norm(present, norm_type, dtype=dtype))
+    if plan.spread_out:
+        norms = [norm.to(plan.device, non_blocking=True) for norm in norms]
+    if len(present) < len(values):
+        found, zero = iter(norms), torch.zeros((), dtype=dtype, device=plan.device)
+        norms = [zero if value is None or not value.numel() else next(found) for value in values]
+    return torch.stack(norms)
 
 
 def _all_unit_norms(plan: Plan, values: Sequence[Tensor | None], norm_type: float, dtype: torch.dtype) -> Tensor:

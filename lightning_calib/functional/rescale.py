@@ -37,8 +37,12 @@ def _rescale_tensors(gradients: Sequence[Tensor | None], factors: Tensor) -> Non
 
 
 def _rescale_on_device(gradients: Sequence[Tensor | None], factors: Tensor) -> None:
-    each = factors.expand(len(gradients)).unbind()
-    for gradient, factor in zip(gradients, each, strict=True):
+    present = [gradient for gradient in gradients if gradient is not None]
+    if factors.numel() == 1 and all(gradient.device == factors.device for gradient in present):
+        if present:
+            torch._foreach_mul_(present, factors[0])
+        return
+    for gradient, factor in zip(gradients, factors.expand(len(gradients)).unbind(), strict=True):
         if gradient is not None:
             gradient.mul_(factor.to(gradient.device, non_blocking=True))
 
