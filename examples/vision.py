@@ -1,4 +1,4 @@
-"""A small CNN with BatchNorm learns handwritten digits; NonFiniteGuard, ZClip and GradientMonitor look after its gradients.
+"""A small CNN with BatchNorm learns handwritten digits, under NonFiniteGuard, ZClip and GradientMonitor.
 
 python examples/vision.py                  scikit-learn's 8x8 digits: nothing to download
 python examples/vision.py --data-dir DIR   the IDX files of MNIST or Fashion-MNIST, or a folder of class sub-folders

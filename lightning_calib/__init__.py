@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lightning_calib.callbacks import GradientValueClip as GradientValueClip
     from lightning_calib.callbacks import LearningRateControl as LearningRateControl
     from lightning_calib.callbacks import NonFiniteGuard as NonFiniteGuard
+    from lightning_calib.callbacks import PreciseBatchNorm as PreciseBatchNorm
     from lightning_calib.callbacks import ZClip as ZClip
     from lightning_calib.policies import EMARelative as EMARelative
     from lightning_calib.policies import MaxNorm as MaxNorm
@@ -37,7 +38,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "callbacks": (
         "AGC AdaGC AutoClip GradientCentralize GradientClip GradientMonitor GradientNormalize GradientValueClip "
-        "LearningRateControl NonFiniteGuard ZClip"
+        "LearningRateControl NonFiniteGuard PreciseBatchNorm ZClip"
     ),
     "report.incident": "NonFiniteGradientError",
     "schedules": "DistanceOverGradients InverseNorm Polyak SpikeBackoff refine_schedule",

@@ -7,6 +7,7 @@ from lightning_calib.callbacks.gradient_normalize import GradientNormalize as Gr
 from lightning_calib.callbacks.guard import NonFiniteGuard as NonFiniteGuard
 from lightning_calib.callbacks.learning_rate import LearningRateControl as LearningRateControl
 from lightning_calib.callbacks.monitor import GradientMonitor as GradientMonitor
+from lightning_calib.callbacks.precise_batch_norm import PreciseBatchNorm as PreciseBatchNorm
 from lightning_calib.callbacks.recipes import AGC as AGC
 from lightning_calib.callbacks.recipes import AdaGC as AdaGC
 from lightning_calib.callbacks.recipes import AutoClip as AutoClip

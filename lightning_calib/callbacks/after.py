@@ -1,5 +1,6 @@
 """What the optimizer really did on a logged step: the norm it used, and how far the weights moved."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,10 +19,14 @@ class After:
         clip: What the Trainer does after our callbacks.
         foreseeable: Whether what the optimizer uses follows from what ours leave.
         weights: Whether to measure the update of the weights.
+        bypassed: Called when torch takes a step that our hook has not seen coming.
     """
 
-    def __init__(self, ledger: Ledger, clip: TrainerClip, *, foreseeable: bool, weights: bool) -> None:
+    def __init__(
+        self, ledger: Ledger, clip: TrainerClip, *, foreseeable: bool, weights: bool, bypassed: Callable[[Ledger], None]
+    ) -> None:
         self.ledger, self.clip, self.foreseeable, self.weights = ledger, clip, foreseeable, weights
+        self.bypassed = bypassed
         self.overwritten = overwrites_gradients(ledger.optimizer)
         self.handles: list[Any] = []
         self.clear()
@@ -62,6 +67,9 @@ class After:
 
     @torch.no_grad()
     def _after_step(self) -> None:
+        if not self.ledger.visited and not self.ledger.opened:
+            self.bypassed(self.ledger)
+        self.ledger.visited = False
         taken = any(tensor.grad is not None for tensor in self.ledger.plan.tensors)
         self.ledger.stepped = self.ledger.opened and taken
         if not (self.waiting and self.ledger.stepped):

@@ -8,7 +8,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from torch.optim import Optimizer
 
-from lightning_calib.callbacks.counting import Count
+from lightning_calib.callbacks.counting import Count, windowless
 from lightning_calib.callbacks.ledger import Ledger
 from lightning_calib.callbacks.modes import unsupported_optimizer, unsupported_strategy
 from lightning_calib.callbacks.row import Row
@@ -65,6 +65,9 @@ class CalibratedCallback(Callback):
     def inspect(self, ledger: Ledger) -> None:
         """Look at a step before any of ours acts."""
 
+    def look_again(self, ledger: Ledger) -> None:
+        """Look at a step that a foreign callback may have changed after `inspect`."""
+
     def act(self, ledger: Ledger) -> None:
         """Change the gradients of this step, if that is what it does."""
 
@@ -92,7 +95,7 @@ class CalibratedCallback(Callback):
         self._reset()
         reason = unsupported_strategy(trainer)
         if reason is not None:
-            self._refuse(reason)
+            self.refuse(reason)
             self._off = True
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -105,7 +108,7 @@ class CalibratedCallback(Callback):
         for optimizer in trainer.optimizers:
             reason = unsupported_optimizer(optimizer)
             for one in ours if reason is not None else ():
-                one._refuse(str(reason))
+                one.refuse(str(reason))
         session = Session(trainer, pl_module, ours)
         notes = [one._join(session) for one in ours]
         self._restore_tallies(session)
@@ -120,7 +123,8 @@ class CalibratedCallback(Callback):
             self.lay(ledger)
         return note
 
-    def _refuse(self, reason: str) -> None:
+    def refuse(self, reason: str) -> None:
+        """Raise if it acts; else say why it stays silent."""
         if self.acts:
             raise MisconfigurationException(f"{self.label} cannot act here. {reason}")
         warn(f"{self.label} stays silent. {reason}")
@@ -156,8 +160,8 @@ class CalibratedCallback(Callback):
             session.open(ledger)
         elif self in session.behind_foreign:
             ledger.forget()
-            if ledger.live:
-                self.inspect(ledger)
+            for one in session.ours if ledger.live else ():
+                one.look_again(ledger)
         if ledger.live:
             self.act(ledger)
         if self is session.last:
@@ -211,12 +215,14 @@ class CalibratedCallback(Callback):
         """Builtins and CPU tensors only: it loads with ``weights_only=True`` and without this package."""
         if self._session is None:
             return {"version": VERSION, **self._saved}
-        if self._session.complete:
-            self._session.flush()
-        state = {"version": VERSION, "optimizers": {str(index): book.saved() for index, book in self._books.items()}}
+        books = {str(index): book.saved() for index, book in self._books.items()}
+        if self._session.row_pending:  # it will be written, but by this run: to the one that resumes it is history
+            for book in books.values():
+                book.update({"count": windowless(book["count"])} if "count" in book else {})
+        state: dict[str, Any] = {"version": VERSION, "optimizers": books}
         if self is self._session.owner:
-            ledgers = self._session.ledgers.values()
-            state["tally"] = {str(ledger.index): to_host(ledger.tally._asdict()) for ledger in ledgers}
+            tallies = self._session.tallies().items()
+            state["tally"] = {str(index): to_host(tally._asdict()) for index, tally in tallies}
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -39,3 +39,8 @@ class Count(NamedTuple):
     def fraction(self) -> Tensor:
         """Of the window's steps, 0-d."""
         return self.window_fired / max(1, self.window_steps)
+
+
+def windowless(saved: dict[str, Any]) -> dict[str, Any]:
+    """A saved count whose window has been told."""
+    return {**saved, "window_steps": 0, "window_fired": torch.zeros_like(saved["window_fired"])}

@@ -54,6 +54,7 @@ class GradientValueClip(CalibratedCallback):
 
     clips = True
     norm_types = (float("inf"),)
+    extra_reading = "gradients are read again where GradientValueClip fires"
 
     def __init__(self, max_value: float) -> None:
         super().__init__()
@@ -123,25 +124,30 @@ class GradientCentralize(CalibratedCallback):
 
     def lay(self, ledger: Ledger) -> None:
         """Choose the tensors."""
-        plan = ledger.plan
-        self._chosen = {**getattr(self, "_chosen", {}), ledger.index: (plan, _matrices(plan, self._tables))}
+        self._books[ledger.index] = _Chosen(ledger.plan, self._tables)
 
     def act(self, ledger: Ledger) -> None:
         """Centralise them; the norms change, so they must be read again."""
-        plan, chosen = self._chosen[ledger.index]
-        if plan is not ledger.plan:
+        if self._books[ledger.index].plan is not ledger.plan:
             self.lay(ledger)
-            chosen = self._chosen[ledger.index][1]
         ledger.unscale()
-        for i in chosen:
+        for i in self._books[ledger.index].members:
             centralize_(ledger.plan, i)
         ledger.forget()
+
+
+class _Chosen:
+    """The tensors of one optimizer that are centralised: matrices that are no embedding tables."""
+
+    def __init__(self, plan: Plan, tables: frozenset[int]) -> None:
+        self.plan = plan
+        self.members = [i for i, one in enumerate(plan.tensors) if one.ndim > 1 and id(one) not in tables]
+
+    def saved(self) -> dict[str, object]:
+        """Nothing to remember."""
+        return {}
 
 
 def _embedding_weights(module: LightningModule) -> frozenset[int]:
     tables = (one for one in module.modules() if isinstance(one, (nn.Embedding, nn.EmbeddingBag)))
     return frozenset(id(table.weight) for table in tables)
-
-
-def _matrices(plan: Plan, tables: frozenset[int]) -> list[int]:
-    return [i for i, tensor in enumerate(plan.tensors) if tensor.ndim > 1 and id(tensor) not in tables]

@@ -65,9 +65,10 @@ class NonFiniteGuard(CalibratedCallback):
 
     Note:
         Costs one boolean per step brought to the host. With a GradScaler an overflow is part of its work: the gradient
-        stays as it is, so that the scale goes down, and there is no incident unless the loss itself is not finite or
-        the scale has fallen below 1. With accumulation the window is dropped as a whole. The learning-rate schedule
-        and ``global_step`` advance on a skipped step, as they do when a GradScaler skips.
+        stays as it is, so that the scale goes down, and there is no incident unless the loss itself is not finite, the
+        scale has fallen below 1, or the scaler has not seen it; on an incident the scale goes down all the same. With
+        accumulation the window is dropped as a whole. The learning-rate schedule and ``global_step`` advance on a
+        skipped step, as they do when a GradScaler skips.
     """
 
     _transient: ClassVar[tuple[str, ...]] = (*CalibratedCallback._transient, "_window", "_statistics")
@@ -134,8 +135,12 @@ class NonFiniteGuard(CalibratedCallback):
 
     # At the step
 
+    def look_again(self, ledger: Ledger) -> None:
+        """Behind a foreign callback."""
+        self.inspect(ledger)
+
     def inspect(self, ledger: Ledger) -> None:
-        """One boolean; and, if it is bad, the closer look. Comes once more behind a foreign callback."""
+        """One boolean; and, if it is bad, the closer look."""
         session, book = self._session, self._books[ledger.index]
         if session is None or ledger.before is None or book.judged:
             return
@@ -161,7 +166,7 @@ class NonFiniteGuard(CalibratedCallback):
         elif self.action == "skip":
             self._statistics.put_back()
         if self.action == "skip":
-            drop(ledger)
+            drop(ledger, routine=routine)
         count(ledger, incident=not routine)
 
     def observe(self, ledger: Ledger) -> None:

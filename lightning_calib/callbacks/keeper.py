@@ -24,8 +24,10 @@ class BatchKeeper:
 
     def save(self, told: str, micros: list[MicroBatch], rank: int, step: int) -> str:
         """Write the micro-batches; returns what to say about it."""
-        if self.folder is None or not micros or self.written >= _MOST_FILES:
+        if self.folder is None or self.written >= _MOST_FILES:
             return ""
+        if not micros:
+            return f"Each rank whose loss was not finite saves its batch to {self.folder}."
         path = self.folder / f"step{step:08d}-rank{rank}.pt"
         try:
             batches = [{"batch_idx": one.index, "batch": plain(one.batch), "rng": one.rng} for one in micros]
@@ -43,7 +45,8 @@ class BatchKeeper:
 def plain(value: Any) -> Any:
     """A batch as builtins and CPU tensors, so that it loads with ``weights_only=True``; anything else by its repr."""
     if isinstance(value, Tensor):
-        return value.detach().as_subclass(Tensor).cpu().clone()
+        found = value.detach()
+        return (found if type(found) is Tensor else found.as_subclass(Tensor)).cpu().clone()
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         return plain(value._asdict())
     if is_dataclass(value) and not isinstance(value, type):

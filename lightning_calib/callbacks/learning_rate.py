@@ -6,6 +6,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lightning_calib.callbacks.base import CalibratedCallback
 from lightning_calib.callbacks.ledger import Ledger
@@ -99,8 +100,8 @@ class LearningRateControl(CalibratedCallback):
 
     Note:
         Norms are those before any clipping. A learning rate that is a Python number needs its factor on the host, one
-        wait for the device per step; a tensor learning rate is scaled in place without. Decoupled weight decay
-        (AdamW) scales with the rate.
+        wait for the device per step; a tensor learning rate is scaled in place without, and one that several groups
+        share takes the least of their factors. Decoupled weight decay (AdamW) scales with the rate.
     """
 
     controls_rates = True
@@ -122,8 +123,7 @@ class LearningRateControl(CalibratedCallback):
             reason = f"{early}. Use another optimizer" if early else self.rule.refuses(names[0])
             if reason:
                 raise MisconfigurationException(f"{self.label} cannot control {names[0]}. {reason.rstrip('.')}.")
-        self._loss: Tensor | None = None
-        self._parts = 0
+        self._forget_loss()
         return f"{self.label}: {self.rule}"
 
     def lay(self, ledger: Ledger) -> None:
@@ -134,12 +134,31 @@ class LearningRateControl(CalibratedCallback):
             warn(f"{self.label}: the saved state is of other parameters or another rule; it starts afresh.")
         self._books[ledger.index] = book
 
+    def _forget_loss(self) -> None:
+        self._loss: Tensor | None = None
+        self._parts = 0
+
+    def on_train_batch_start(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
+    ) -> None:
+        """No step is under way: pure rates."""
+        for book in self._books.values():
+            book.rates.reset()
+
     def on_before_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", loss: Tensor) -> None:
-        """Add the loss to this window's, as the device has it: scaled and divided."""
+        """Add the loss to this window's, as Lightning has it: divided by the number of micro-batches."""
         if self._session is not None and self.rule.needs_loss:
-            part = loss.detach() if self._session.scaler is None else loss.detach() / self._session.scaler._scale
+            scaler = self._session.scaler
+            part = loss.detach().clone() if scaler is None else loss.detach() / scaler._scale
             self._loss = part if self._loss is None else self._loss + part
             self._parts += 1
+
+    def on_before_optimizer_step(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", optimizer: Optimizer
+    ) -> None:
+        """Take a turn; the window's loss belongs to this step, whatever becomes of it."""
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
+        self._forget_loss()
 
     def inspect(self, ledger: Ledger) -> None:
         """Take the norms before anybody acts."""
@@ -152,24 +171,35 @@ class LearningRateControl(CalibratedCallback):
     def act(self, ledger: Ledger) -> None:
         """Ask the rule, and scale the rates of this step."""
         book = self._books[ledger.index]
-        factors, book.state = self.rule(book.measurement(self._whole_loss(ledger)), book.state)
+        factors, book.state = self.rule(self._measurement(ledger, book), book.state)
         book.factors = factors.clamp(self.min_factor, self.max_factor)
-        every: list[float | Tensor] = [1.0] * len(ledger.optimizer.param_groups)
-        on_host = book.factors.tolist() if book.factors.device.type == "cpu" else book.factors.unbind()
-        for group, factor in zip(book.groups, on_host, strict=True):
+        groups = ledger.optimizer.param_groups
+        every: list[float | Tensor] = [1.0] * len(groups)
+        on_host = book.factors.device.type == "cpu" or not all(isinstance(group["lr"], Tensor) for group in groups)
+        each = book.factors.tolist() if on_host else book.factors.unbind()
+        for group, factor in zip(book.groups, each, strict=True):
             every[group] = factor
-        book.rates.scale(every)
+        used = book.rates.scale(every)
         if "calib/lr_effective" in ledger.rates:
-            ledger.rates["calib/lr_effective"] = ledger.rates["calib/lr_effective"] * every[0]
+            ledger.rates["calib/lr_effective"] = ledger.rates["calib/lr_effective"] * used[0]
 
-    def _whole_loss(self, ledger: Ledger) -> Tensor | None:
-        loss, parts, session = self._loss, self._parts, self._session
-        self._loss, self._parts = None, 0
-        if loss is None or session is None:
-            return torch.full((), torch.nan, device=ledger.plan.device) if self.rule.needs_loss else None
+    def _measurement(self, ledger: Ledger, book: RateBook) -> Measurement:
+        session = self._session
+        if not self.rule.needs_loss or session is None:
+            return book.measurement(None)
+        if self._loss is None:
+            raise MisconfigurationException(
+                f"{self.label} needs the loss of every step for {self.rule}, and there was none since the last one. "
+                "Call `self.manual_backward(loss)` right before each optimizer's own step."
+            )
+        loss, parts = self._loss, 1.0
         if session.module.automatic_optimization:
-            loss = loss * (session.trainer.accumulate_grad_batches / parts)  # the last window may be a short one
-        return session.trainer.strategy.reduce(loss, reduce_op="mean") if session.trainer.world_size > 1 else loss
+            # Lightning divides by the full number in the last, short window too: loss and gradient alike.
+            parts = session.trainer.accumulate_grad_batches / self._parts
+        if session.trainer.world_size > 1:
+            loss = session.trainer.strategy.reduce(loss, reduce_op="mean")
+        found = book.measurement(loss * parts)
+        return found._replace(norms=found.norms * parts)
 
     def row(self, ledger: Ledger) -> Row:
         """The rates."""

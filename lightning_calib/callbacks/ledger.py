@@ -11,7 +11,7 @@ from lightning_calib.callbacks.modes import pending_scale
 from lightning_calib.callbacks.rates import Rates
 from lightning_calib.callbacks.tally import Tally
 from lightning_calib.functional.norms import Reading, measure
-from lightning_calib.functional.plan import Plan, fingerprint
+from lightning_calib.functional.plan import Plan, tensors_of
 from lightning_calib.functional.rescale import rescale_
 from lightning_calib.functional.segments import Segments
 
@@ -40,6 +40,7 @@ class Ledger:
         self.opened = self.live = self.stepped = self.turn = False
         self.rates: dict[str, float | Tensor] = {}
         self.rates_in_step = Rates(optimizer)
+        self.visited = False  # whether our hook was called since torch's last step
         self.backwards = 0  # how many backward passes there had been at this optimizer's last step
 
     @property
@@ -49,13 +50,12 @@ class Ledger:
 
     def lay_plan(self) -> None:
         """(Re)build the plan: at the start, and when a parameter group was added."""
-        self.fingerprint = fingerprint(self.optimizer)
         self.plan = Plan.of_optimizer(self.optimizer, self.module)
         self.whole = Segments.of(self.plan, "global")
 
     def open(self) -> None:
         """Begin a step: look at the gradients as they are now."""
-        if fingerprint(self.optimizer) != self.fingerprint:
+        if not self.plan.holds(tensors_of(self.optimizer)):
             self.lay_plan()
         self.opened, self.stepped = True, False
         self.rates_in_step.lapse()

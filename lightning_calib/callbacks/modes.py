@@ -18,7 +18,7 @@ _STRATEGIES = {
     ),
     "FSDPStrategy": (
         "FSDP1 shows each rank a flat shard, whose norms are not the tensors' norms",
-        "Use `ModelParallelStrategy` (FSDP2) or DDP, or call the root module's own `clip_grad_norm_`",
+        "Use DDP, or call the root module's own `clip_grad_norm_`",
     ),
 }
 
@@ -35,16 +35,28 @@ def unsupported_strategy(trainer: "pl.Trainer") -> str | None:
 def unsupported_optimizer(optimizer: Optimizer) -> str | None:
     """Why this optimizer's gradients cannot be judged once per step, with the way out; None where they can."""
     if isinstance(optimizer, LBFGS):
-        return (
-            "LBFGS is not supported: it evaluates the gradient several times per step, and each call would be judged "
-            "as a step of its own. Use a first-order optimizer, or leave the gradient as it is."
-        )
+        return several_closures(optimizer)
     if any(isinstance(tensor, DTensor) for group in optimizer.param_groups for tensor in group["params"]):
         return (
             "Sharded parameters (DTensor) are not supported yet: a shard's norm is not the tensor's norm. "
             "Use DDP, or `torch.nn.utils.clip_grad_norm_`, which reduces over the mesh."
         )
     return None
+
+
+BYPASSED = (
+    "An optimizer's step has gone past Lightning: `self.optimizers(use_pl_optimizer=False)` gives torch's own "
+    "optimizer, whose step no callback sees. Use `self.optimizers()`."
+)
+
+
+def several_closures(optimizer: Optimizer) -> str:
+    """Why an optimizer that evaluates its closure more than once per step cannot be judged, with the way out."""
+    return (
+        f"{type(optimizer).__name__} is not supported: it evaluates the gradient several times per step, and each call "
+        "would be judged as a step of its own. Use another optimizer, a first-order one, or manual "
+        "optimization with one `optimizer.step()` per gradient."
+    )
 
 
 class TrainerClip(NamedTuple):

@@ -45,7 +45,7 @@ class PreciseBatchNorm(Callback):
 
     Example:
         >>> from lightning.pytorch import Trainer
-        >>> from lightning_calib.callbacks.precise_batch_norm import PreciseBatchNorm
+        >>> from lightning_calib import PreciseBatchNorm
         >>> trainer = Trainer(callbacks=[PreciseBatchNorm(num_batches=100)], logger=False)
 
     Logged:
@@ -70,7 +70,7 @@ class PreciseBatchNorm(Callback):
         self, num_batches: int = 200, forward: Callable[["pl.LightningModule", Any], Any] | None = None
     ) -> None:
         super().__init__()
-        check_count("num_batches", num_batches, "200 batches are usually enough; use more if batches are tiny.", low=1)
+        check_count("num_batches", num_batches, "200 are usually enough; take more if batches are tiny.", low=1)
         if forward is not None and not callable(forward):
             raise TypeError(message("forward", "a callable of the module and a batch, or None", forward, _FORWARD))
         self.num_batches, self.forward = num_batches, forward

@@ -67,8 +67,8 @@ class Rescaler(CalibratedCallback):
 
     def start(self, session: Session) -> str | None:
         """Check the globs against the model's names; tell what is left out."""
-        names = list(Plan.of(session.module).names)
-        names += [name for ledger in session.ledgers.values() for name in ledger.plan.names if name not in names]
+        held = [name for ledger in session.ledgers.values() for name in ledger.plan.names]
+        names = list(dict.fromkeys([*Plan.of(session.module).names, *held]))
         check_globs("rules", self.rules, names)
         if self.exclude != "auto":
             check_globs("exclude", self.exclude, names)
@@ -114,7 +114,7 @@ class Rescaler(CalibratedCallback):
     def act(self, ledger: Ledger) -> None:
         """Judge each part, and rescale unless this is a dry run."""
         book = self._books[ledger.index]
-        if book.parts and book.parts[0].segments.plan is not ledger.plan:
+        if book.plan is not ledger.plan:
             self.lay(ledger)
             book = self._books[ledger.index]
         fired = []

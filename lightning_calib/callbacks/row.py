@@ -66,7 +66,7 @@ def _state(session: "Session", ledger: Ledger) -> Row:
         "calib/nonfinite_total": tally.nonfinite,
         "calib/skipped_total": tally.kernel_skipped + tally.skipped,
     }
-    if session.clip.how in ("norm", "value"):
+    if session.clip.how == "norm":
         row["calib/clip_threshold"] = session.clip.value
     return row
 

@@ -11,8 +11,16 @@ from torch.optim import Optimizer
 
 from lightning_calib.callbacks.after import After, trainer_share
 from lightning_calib.callbacks.ledger import Ledger
-from lightning_calib.callbacks.modes import grad_scaler, touches_gradients, trainer_clip, unsupported_optimizer
+from lightning_calib.callbacks.modes import (
+    BYPASSED,
+    grad_scaler,
+    several_closures,
+    touches_gradients,
+    trainer_clip,
+    unsupported_optimizer,
+)
 from lightning_calib.callbacks.row import Row, step_row, write
+from lightning_calib.callbacks.tally import Tally
 
 if TYPE_CHECKING:
     from lightning_calib.callbacks.base import CalibratedCallback
@@ -36,6 +44,7 @@ class Session:
             default=trainer.log_every_n_steps,  # type: ignore[attr-defined]
         )
         self.backwards = 0
+        self.given_up: set[int] = set()
         self.ledgers: dict[int, Ledger] = {}
         self.afters: dict[int, After] = {}
         for optimizer in trainer.optimizers:
@@ -49,8 +58,25 @@ class Session:
         units = any(callback.needs_units for callback in self.ours)
         ledger = Ledger(index, optimizer, self.module, suffix=suffix, units=units, scaler=self.scaler)
         self.ledgers[id(optimizer)] = ledger
-        self.afters[id(optimizer)] = After(ledger, self.clip, foreseeable=self.foreseeable, weights=self.watched)
+        self.afters[id(optimizer)] = After(
+            ledger, self.clip, foreseeable=self.foreseeable, weights=self.watched, bypassed=self._bypassed
+        )
         return ledger
+
+    def _give_up(self, ledger: Ledger, reason: str) -> None:
+        """A way of stepping under which nothing can be judged right: whoever acts refuses, the others fall silent."""
+        self.given_up.add(ledger.index)
+        self.afters[id(ledger.optimizer)].clear()
+        ledger.opened = ledger.live = False
+        ledger.before = None
+        for callback in self.ours:
+            callback.refuse(reason)
+
+    def _bypassed(self, ledger: Ledger) -> None:
+        manual = not self.module.automatic_optimization
+        here = any(one is self.owner for one in self.trainer.callbacks)  # type: ignore[attr-defined]
+        if manual and here and ledger.index not in self.given_up:
+            self._give_up(ledger, BYPASSED)
 
     def ledger(self, optimizer: Optimizer) -> Ledger | None:
         """The record of the optimizer that is stepped; None for one whose gradients cannot be judged.
@@ -58,6 +84,8 @@ class Session:
         One that has taken another's place in the middle of the fit takes over its memory, too.
         """
         found = self.ledgers.get(id(optimizer))
+        if found is not None and found.index in self.given_up:
+            return None
         known = any(one is optimizer for one in self.trainer.optimizers)
         if found is not None or not known or unsupported_optimizer(optimizer) is not None:
             return found
@@ -86,6 +114,10 @@ class Session:
 
     def open(self, ledger: Ledger) -> None:
         """Begin an optimizer's step; what its last one left open is settled first."""
+        ledger.visited = True
+        if ledger.opened and self.module.automatic_optimization:  # a batch takes one step, and has not ended
+            self._give_up(ledger, several_closures(ledger.optimizer))
+            return
         self.settle(ledger)
         fresh = self.backwards > ledger.backwards or not self.module.automatic_optimization
         ledger.backwards = self.backwards
@@ -124,7 +156,7 @@ class Session:
         if self.clip.how is None:
             return final, torch.zeros_like(final).bool()
         share = trainer_share(self.clip, final)
-        return final * share, share < 1
+        return final * share, (share < 1) & final.isfinite()
 
     def settle(self, ledger: Ledger) -> None:
         """After the step: a turn that came and was not taken was skipped."""
@@ -133,10 +165,18 @@ class Session:
         ledger.opened = False
 
     @property
-    def complete(self) -> bool:
-        """Whether a step was taken whose row has not been written yet: a checkpoint before that is one too early."""
+    def row_pending(self) -> bool:
+        """Whether a step was taken whose row is due and has not been written yet."""
         open_ones = [ledger for ledger in self.ledgers.values() if ledger.opened]
-        return bool(open_ones) and all(ledger.stepped for ledger in open_ones)
+        return self.due and bool(open_ones) and all(ledger.stepped for ledger in open_ones)
+
+    def tallies(self) -> dict[int, Tally]:
+        """The counts by optimizer as a checkpoint wants them: as they will be when a pending row is written."""
+        pending = self.row_pending
+        return {
+            ledger.index: ledger.tally.new_window() if pending and ledger.opened else ledger.tally
+            for ledger in self.ledgers.values()
+        }
 
     def flush(self) -> None:
         """At the end of the batch: settle every optimizer and, if it is due, write the row."""

@@ -16,15 +16,15 @@ def seen_by_scaler(ledger: Ledger) -> bool:
     return any(bool(one) for one in found.values())
 
 
-def drop(ledger: Ledger) -> None:
-    """Let nothing of this step reach the weights or the optimizer's state.
+def drop(ledger: Ledger, *, routine: bool) -> None:
+    """Let nothing of this step reach the weights, the optimizer's state or our other callbacks.
 
-    What the GradScaler has seen stays in place: it skips the step itself. But a fused optimizer that has no state yet
-    would make one on the way, and torch's SGD would take its momentum from memory that nobody has written.
+    A routine overflow stays in place, because the GradScaler skips it by itself. But a fused optimizer that has no
+    state yet would make one on the way, and torch's SGD would take its momentum from memory that nobody has written.
+    Unscaling first lets the scaler see what is dropped, so that it backs off.
     """
-    if not seen_by_scaler(ledger):
-        ledger.drop()
-    elif ledger.fused and not all(ledger.optimizer.state.get(tensor) for tensor in ledger.plan.tensors):
+    stateless = ledger.fused and not all(ledger.optimizer.state.get(tensor) for tensor in ledger.plan.tensors)
+    if stateless or not routine:
         ledger.unscale()
         ledger.drop()
 

@@ -11,7 +11,7 @@ class _Fallback(logging.StreamHandler[TextIO]):
     """Writes to stderr as long as the program has set up no logging of its own."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not logging.getLogger().handlers:
+        if not logging.getLogger().handlers and _log.handlers == [self]:
             self.stream = sys.stderr
             super().emit(record)
 

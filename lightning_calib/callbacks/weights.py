@@ -1,5 +1,7 @@
 """How far one optimizer step moved the weights, from copies of them or of a sample."""
 
+from math import gcd
+
 import torch
 from torch import Tensor
 
@@ -14,12 +16,12 @@ class WeightSample:
         self.tensors = [tensor for tensor in tensors if tensor.numel()]
         widest = max((tensor.element_size() for tensor in self.tensors), default=1)
         room = max(1, min(_ELEMENTS, _BYTES // (widest * max(1, len(self.tensors)))))
-        self.strides = [-(-tensor.numel() // room) for tensor in self.tensors]
+        self.strides = [_stride(tensor, room) for tensor in self.tensors]
         self.before = [sample.clone() for sample in self._now()]
 
     def _now(self) -> list[Tensor]:
         pairs = zip(self.tensors, self.strides, strict=True)
-        return [tensor.detach().reshape(-1)[::stride] for tensor, stride in pairs]
+        return [_flat(tensor.detach())[::stride] for tensor, stride in pairs]
 
     def moved(self) -> tuple[Tensor, Tensor | None]:
         """The norm of the update; the median of |dw| / |w| over weights of more than one dimension. Both 0-d.
@@ -35,6 +37,20 @@ class WeightSample:
             return total, None
         ratios = torch.where(sizes > 0, moved / sizes, torch.nan)[torch.tensor(matrices, device=sizes.device)]
         return total, ratios.nanmedian()
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """All elements in the order of the memory, which needs no copy of a channels-last weight either."""
+    order = sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
+    return tensor.permute(order).reshape(-1)
+
+
+def _stride(tensor: Tensor, room: int) -> int:
+    """Large enough, and coprime to every dimension: a stride that shares a factor with a row visits few columns."""
+    stride = -(-tensor.numel() // room)
+    while stride > 1 and any(gcd(stride, size) > 1 for size in tensor.shape):
+        stride += 1
+    return stride
 
 
 def _norms(values: list[Tensor]) -> Tensor:

@@ -26,14 +26,13 @@ def tracking(module: nn.Module) -> list[_BatchNorm]:
 
 def moments(x: Tensor) -> Moments:
     """Moments of a layer's input of shape (N, C, ...), per channel; half types are widened first."""
-    x = x.detach()
-    if x.dtype in (torch.float16, torch.bfloat16):
-        x = x.float()
-    others = [dim for dim in range(x.dim()) if dim != 1]
+    x = x.detach().float() if x.dtype in (torch.float16, torch.bfloat16) else x.detach()
     wide = torch.float32 if x.device.type == "mps" else torch.float64  # there is no float64 on MPS
-    size = x.numel() // x.shape[1]
-    # A mean far from zero, rounded to float32, would show as a scatter between the batches.
-    return Moments(size, x.mean(others, dtype=wide), x.var(others, correction=0).to(wide) * size)
+    size, others = x.numel() // x.shape[1], [dim for dim in range(x.dim()) if dim != 1]
+    mean = x.mean(others, keepdim=True, dtype=wide)
+    near = mean.to(x.dtype)  # one copy of x instead of two in float64; what the rounding costs is taken off again
+    squares = (x - near).square_().sum(others, dtype=wide)
+    return Moments(size, mean.flatten(), squares - size * (mean - near).flatten().square())
 
 
 def pooled(one: Moments, two: Moments) -> Moments:
@@ -106,7 +105,7 @@ class Population:
         """
         bad = []
         for layer, seen in self._seen.items():
-            variance = seen.squares / seen.size
+            variance = (seen.squares / seen.size).clamp(min=0)
             if not bool(torch.isfinite(seen.mean + variance).all()):
                 bad.append(layer)
                 continue

@@ -1,20 +1,28 @@
 """The door for training loops without Lightning: plan, measure, judge, rescale, report."""
 
+from collections.abc import Mapping
+from weakref import WeakKeyDictionary
+
 import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lightning_calib.functional.checks import check_number, message
-from lightning_calib.functional.judge import Policy, Report, State, check_state, fresh_state, judge, observe
+from lightning_calib.functional.judge import Policy, Report, State, fresh_state, judge, observe, take_up
 from lightning_calib.functional.norms import measure
-from lightning_calib.functional.plan import Plan, Source
+from lightning_calib.functional.plan import Plan, Source, tensors_of
 from lightning_calib.functional.rescale import rescale_
 from lightning_calib.functional.segments import Scope, Segments
+
+# Laying a plan takes longer than reading small gradients, so it is kept as long as its module or optimizer lives.
+_laid: WeakKeyDictionary[nn.Module | Optimizer, dict[Scope, Segments]] = WeakKeyDictionary()
 
 
 @torch.no_grad()
 def clip_grad_(
     parameters: Source,
     policy: Policy,
-    state: State | None = None,
+    state: State | Mapping[str, Tensor] | None = None,
     scope: Scope = "global",
     norm_type: float = 2.0,
 ) -> tuple[Report, State]:
@@ -28,7 +36,7 @@ def clip_grad_(
             iterable of tensors (all but "layer" and "group"). Call it after ``backward`` and, with a GradScaler,
             after ``scaler.unscale_(optimizer)``.
         policy: What judges the norms, such as ``MaxNorm(1.0)`` or ``ZScore()``.
-        state: What this function returned last time; None starts afresh.
+        state: What this function returned last time, or its ``_asdict()`` from a checkpoint; None starts afresh.
         scope: What makes a segment.
         norm_type: The p of the p-norm, above 0; ``math.inf`` for the largest magnitude.
 
@@ -38,7 +46,8 @@ def clip_grad_(
 
     Raises:
         TypeError: If ``policy`` is not a policy, or ``parameters`` holds something else than tensors.
-        ValueError: If the scope cannot be told from ``parameters``, or the state would take over 64 MB.
+        ValueError: If the scope cannot be told from ``parameters``, the state is of another policy or of other
+            segments, or it would take over 64 MB.
 
     Example:
         >>> import torch
@@ -64,17 +73,25 @@ def clip_grad_(
         )
         raise TypeError(message("policy", "a policy of this package", policy, remedy))
     check_norm_type(norm_type)
-    segments = Segments.of(plan := Plan.of(parameters), scope)
+    segments = _segments(parameters, scope)
+    plan = segments.plan
     reading = measure(plan, gradients := plan.gradients(), norm_type, units=scope == "unit")
     observation = observe(segments, reading, weights=policy.needs_weights)
-    if state is None:
-        state = fresh_state(policy, segments)
-    check_state(policy, state, segments)
-    report, state = judge(policy, observation, state)
+    before = fresh_state(policy, segments) if state is None else take_up(policy, state, segments)
+    report, after = judge(policy, observation, before)
     rescale_(plan, gradients, segments.spread(report.coefficients))
-    return report, state
+    return report, after
 
 
 def check_norm_type(norm_type: object) -> None:
     """Accept a p of (0, inf]."""
     check_number("norm_type", norm_type, "Use 2.0 (Euclidean) or math.inf (largest magnitude).", 0, ends="(]")
+
+
+def _segments(source: Source, scope: Scope) -> Segments:
+    if not isinstance(source, (nn.Module, Optimizer)):
+        return Segments.of(Plan.of(source), scope)
+    known = _laid.setdefault(source, {}).get(scope)
+    if known is None or not known.plan.holds(tensors_of(source)):
+        known = _laid[source][scope] = Segments.of(Plan.of(source), scope)
+    return known

@@ -36,7 +36,8 @@ def centralize_(plan: Plan, i: int) -> None:
     r"""Subtract from the gradient of each output unit of tensor ``i`` its mean over the fan-in, in place.
 
     :math:`\Phi(\nabla_{w_i}) = \nabla_{w_i} - \mu_{\nabla_{w_i}}`. Tensors with fewer than two dimensions and
-    sparse gradients (embedding tables, which have no fan-in) are left alone.
+    sparse gradients (embedding tables, which have no fan-in) are left alone, and so are units of one element, of which
+    nothing would remain.
 
     References:
         Yong et al., *Gradient Centralization*, ECCV 2020, Equation 1.
@@ -45,4 +46,6 @@ def centralize_(plan: Plan, i: int) -> None:
     if gradient is None or gradient.is_sparse or gradient.ndim < 2 or gradient.numel() == 0:
         return
     view, inside = plan.unit_view(i, gradient)
+    if all(view.shape[dim] == 1 for dim in inside):
+        return
     view.sub_(view.mean(dim=inside, keepdim=True))

@@ -1,12 +1,14 @@
 """Judging: what a policy sees, what it answers, and what becomes of each segment."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_calib.functional.checks import message
+from lightning_calib.functional.estimators import History
 from lightning_calib.functional.norms import Reading, measure
 from lightning_calib.functional.segments import Segments
 
@@ -112,17 +114,22 @@ def fresh_state(policy: Policy, segments: Segments) -> State:
     return policy.init(torch.zeros(count, dtype=plan.dtype, device=plan.device))
 
 
-def check_state(policy: Policy, state: State, segments: Segments) -> None:
-    """Refuse a state of another policy, or of another number of segments.
+def take_up(policy: Policy, state: State | Mapping[str, Tensor], segments: Segments) -> State:
+    """A state that was returned before, or the mapping that ``_asdict()`` made of it.
 
     Raises:
-        ValueError: If the state does not fit.
+        ValueError: If it is of another policy, or of another number of segments.
     """
     planned = _planned(policy, segments)
-    fits = type(state) is type(planned) and [one.shape[:1] for one in state] == [one.shape[:1] for one in planned]
-    if not fits:
-        rule = f"what `{policy}` returned for the same {len(segments)} segments"
-        raise ValueError(message("state", rule, state, "Pass None to start afresh."))
+    if isinstance(state, Mapping) and state.keys() == planned._asdict().keys():  # type: ignore[attr-defined]
+        state = type(planned)(**state)
+    grows = isinstance(planned, History)
+    shapes = [(one.shape[:1] if grows else one.shape) for one in planned]
+    if type(state) is type(planned) and [(one.shape[:1] if grows else one.shape) for one in state] == shapes:
+        return state
+    told = f"one of {type(state).__name__}"
+    rule = f"what `{policy}` returned for {len(segments)} segments, or its `_asdict()`"
+    raise ValueError(message("state", rule, told, "Pass None to start afresh."))
 
 
 def _planned(policy: Policy, segments: Segments) -> State:

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lightning_calib.functional.plan import Plan
+from lightning_calib.functional.plan import Plan, moved
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ def _tensor_norms(plan: Plan, values: Sequence[Tensor | None], norm_type: float,
         return torch.zeros(len(values), dtype=dtype, device=plan.device)
     norms = list(torch._foreach_norm(present, norm_type, dtype=dtype))
     if plan.spread_out:
-        norms = [norm.to(plan.device, non_blocking=True) for norm in norms]
+        norms = [moved(norm, plan.device) for norm in norms]
     if len(present) < len(values):
         found, zero = iter(norms), torch.zeros((), dtype=dtype, device=plan.device)
         norms = [zero if value is None or not value.numel() else next(found) for value in values]
@@ -94,7 +94,7 @@ def _all_unit_norms(plan: Plan, values: Sequence[Tensor | None], norm_type: floa
             norms = _norms_over(together, (1,), norm_type, dtype)
             found.update(zip(batch.members, torch.split(norms, list(batch.counts)), strict=True))
     each = [found[i] if i in found else _unit_norms(plan, i, value, norm_type, dtype) for i, value in enumerate(values)]
-    return torch.cat([norms.to(plan.device, non_blocking=True) for norms in each] if plan.spread_out else each)
+    return torch.cat([moved(norms, plan.device) for norms in each] if plan.spread_out else each)
 
 
 def _unit_norms(plan: Plan, i: int, value: Tensor | None, norm_type: float, dtype: torch.dtype) -> Tensor:
@@ -103,7 +103,7 @@ def _unit_norms(plan: Plan, i: int, value: Tensor | None, norm_type: float, dtyp
         return torch.zeros(plan.unit_counts[i], dtype=dtype, device=plan.device)
     if value.is_sparse and plan.transposed[i]:
         raise TypeError(
-            f"The sparse gradient of {plan.names[i]}, a transposed convolution, has no units. Use `parameter`."
+            f"The sparse gradient of {plan.names[i]}, a transposed convolution, has no units. Use scope='parameter'."
         )
     if value.is_sparse and (value.sparse_dim() > 1 or value.ndim < 2):
         value = value.to_dense()

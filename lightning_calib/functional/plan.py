@@ -1,9 +1,10 @@
 """The plan: which tensors there are, each once, and what each of them is called."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from operator import is_
 from typing import NamedTuple
 
 import torch
@@ -45,9 +46,16 @@ def _labels(module: nn.Module) -> dict[int, _Label]:
     return found
 
 
-def fingerprint(optimizer: Optimizer) -> tuple[object, ...]:
-    """Identity and shape of each group's parameters: as long as it is the same, the plan holds."""
-    return tuple((id(tensor), tensor.shape) for group in optimizer.param_groups for tensor in group["params"])
+def moved(value: Tensor, device: torch.device) -> Tensor:
+    """The value there; the host never sees it before it has arrived."""
+    return value.to(device, non_blocking=device.type != "cpu")
+
+
+def tensors_of(source: nn.Module | Optimizer) -> list[Tensor]:
+    """The parameters of a module, or of an optimizer in the order of its groups."""
+    if isinstance(source, nn.Module):
+        return list(source.parameters())
+    return [tensor for group in source.param_groups for tensor in group["params"]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +70,7 @@ class Plan:
         transposed: The number of convolution groups where the tensor is the weight of a transposed
             convolution, whose output units lie along the second dimension; 0 for every other tensor.
         labelled: The scopes that the source can label.
+        shapes: The tensors' shapes when the plan was laid.
     """
 
     tensors: tuple[Tensor, ...]
@@ -70,6 +79,7 @@ class Plan:
     groups: tuple[int, ...]
     transposed: tuple[int, ...]
     labelled: frozenset[str]
+    shapes: tuple[torch.Size, ...]
 
     @staticmethod
     def of(source: Source) -> "Plan":
@@ -163,6 +173,11 @@ class Plan:
             value = torch.unflatten(value, 0, (groups, -1)).transpose(1, 2)
         return value, tuple(range(2 if groups else 1, value.ndim))
 
+    def holds(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether these are still the tensors, and their shapes, that the plan was laid for."""
+        same = len(tensors) == len(self.tensors) and all(map(is_, tensors, self.tensors))
+        return same and all(tensor.shape == shape for tensor, shape in zip(tensors, self.shapes, strict=True))
+
     def gradients(self) -> list[Tensor | None]:
         """The gradients now, None where there is none."""
         return [tensor.grad for tensor in self.tensors]
@@ -189,4 +204,5 @@ def _build(pairs: Iterable[tuple[int, Tensor]], module: nn.Module | None, labell
         labels.append(known.get(id(tensor), _Label(fallback, fallback)))
     names, layers, transposed = zip(*labels, strict=True) if labels else ((), (), ())
     scopes = frozenset(labelled | {"global", "parameter", "unit"})
-    return Plan(tuple(tensors), tuple(names), tuple(layers), tuple(groups), tuple(transposed), scopes)
+    shapes = tuple(tensor.shape for tensor in tensors)
+    return Plan(tuple(tensors), tuple(names), tuple(layers), tuple(groups), tuple(transposed), scopes, shapes)

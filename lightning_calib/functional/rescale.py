@@ -5,7 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_calib.functional.plan import Plan
+from lightning_calib.functional.plan import Plan, moved
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def elements(gradient: Tensor) -> Tensor:
+    """What can be multiplied in place: the values, of a sparse gradient the stored ones, duplicates and all."""
+    return gradient._values() if gradient.is_sparse else gradient
 
 
 @torch.no_grad()
@@ -22,29 +29,25 @@ def rescale_(plan: Plan, gradients: Sequence[Tensor | None], factors: Tensor) ->
 
 
 def _rescale_tensors(gradients: Sequence[Tensor | None], factors: Tensor) -> None:
-    present = [gradient for gradient in gradients if gradient is not None]
-    if factors.device.type != "cpu":
-        _rescale_on_device(gradients, factors)
-    elif factors.numel() == 1:
-        factor = factors.item()
-        if factor != 1.0 and present:
-            torch._foreach_mul_(present, factor)
+    if factors.device.type == "cpu":
+        known: list[float] = factors.tolist()
+        each = known if len(known) == len(gradients) else known * len(gradients)
+        pairs = zip(gradients, each, strict=True)
+        changed = [(elements(one), factor) for one, factor in pairs if one is not None and factor != 1.0]
+        half = [(one, torch.tensor([factor])) for one, factor in changed if one.dtype in _HALF]
+        full = [(one, factor) for one, factor in changed if one.dtype not in _HALF]
+        if full:
+            torch._foreach_mul_([one for one, _ in full], [factor for _, factor in full])
     else:
-        each = zip(gradients, factors.tolist(), strict=True)
-        changed = [(gradient, factor) for gradient, factor in each if gradient is not None and factor != 1.0]
-        if changed:
-            torch._foreach_mul_([gradient for gradient, _ in changed], [factor for _, factor in changed])
-
-
-def _rescale_on_device(gradients: Sequence[Tensor | None], factors: Tensor) -> None:
-    present = [gradient for gradient in gradients if gradient is not None]
-    if factors.numel() == 1 and all(gradient.device == factors.device for gradient in present):
-        if present:
-            torch._foreach_mul_(present, factors[0])
-        return
-    for gradient, factor in zip(gradients, factors.expand(len(gradients)).unbind(), strict=True):
-        if gradient is not None:
-            gradient.mul_(factor.to(gradient.device, non_blocking=True))
+        found = zip(gradients, factors.expand(len(gradients)).unbind(), strict=True)
+        placed = [(elements(one), moved(factor, one.device)) for one, factor in found if one is not None]
+        half = [(one, factor.view(1)) for one, factor in placed if one.dtype in _HALF]
+        full_ones = [(one, factor) for one, factor in placed if one.dtype not in _HALF]
+        if full_ones:
+            torch._foreach_mul_([one for one, _ in full_ones], [factor for _, factor in full_ones])
+    for one, factor in half:
+        # Without dimensions the factor would be rounded to the half type before it multiplies.
+        (one.view(1) if one.ndim == 0 else one).mul_(factor)
 
 
 def _rescale_units(plan: Plan, gradients: Sequence[Tensor | None], factors: Tensor) -> None:
@@ -65,12 +68,13 @@ def _rescale_units(plan: Plan, gradients: Sequence[Tensor | None], factors: Tens
 
 def _by_rows(plan: Plan, i: int, gradient: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
     """A view of the gradient and the factors of its units, shaped so that one multiplies the other."""
-    factors = factors.to(gradient.device, non_blocking=True)
+    factors = moved(factors, gradient.device)
     if gradient.is_sparse and gradient.ndim > 1:
         # Rows that occur twice share a factor, so an uncoalesced gradient needs no coalescing here.
         values = gradient._values()
         return values, factors[gradient._indices()[0]].view(-1, *[1] * (values.ndim - 1))
     if plan.unit_counts[i] == 1 or gradient.is_sparse:
-        return gradient, factors[0]
+        values = elements(gradient)
+        return (values.view(-1) if values.ndim == 0 else values), factors
     view, inside = plan.unit_view(i, gradient)
     return view, factors.view(*view.shape[: view.ndim - len(inside)], *[1] * len(inside))

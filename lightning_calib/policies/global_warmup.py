@@ -13,7 +13,7 @@ from lightning_calib.policies.ema_relative import Average, EMARelative
 
 
 class WarmAverage(NamedTuple):
-    """``seen`` and ``mean`` (K,) as in EMARelative, and ``steps`` (), int64: how many steps there were."""
+    """``seen`` and ``mean`` (K,) as in EMARelative, and ``steps`` (), int64: steps with any norm observed."""
 
     seen: Tensor
     mean: Tensor
@@ -54,4 +54,4 @@ class GlobalWarmup(Policy):
         targets, later = self.policy(observation, Average(state.seen, state.mean))
         warm = state.steps < self.warmup_steps
         seen, mean = (torch.where(warm, a, b) for a, b in zip(first, later, strict=True))
-        return torch.where(warm, first_targets, targets), WarmAverage(seen, mean, state.steps + 1)
+        return torch.where(warm, first_targets, targets), WarmAverage(seen, mean, state.steps + observed.any())

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import inf
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,14 @@ from lightning_calib.functional.judge import Observation, Policy
 _PAPER_EPS = 1e-6  # the reference implementation's guard against a zero deviation
 _WINSOR = 3.0  # residuals enter the robust statistics at most this many deviations from the mean
 _FLOOR = 0.01  # the least deviation of log-norms: a rise of 2.5 % alone is never a spike at z_max=2.5
+
+
+class LogMoments(NamedTuple):
+    """As ``Moments``, of the norms' logarithms."""
+
+    seen: Tensor
+    mean: Tensor
+    var: Tensor
 
 
 @dataclass(frozen=True)
@@ -75,11 +84,11 @@ class ZScore(Policy):
         """Moments of logarithms are not moments of norms."""
         return f"ZScore(robust={self.robust})"
 
-    def init(self, norms: Tensor) -> Moments:
+    def init(self, norms: Tensor) -> Moments | LogMoments:
         """No norm observed yet."""
-        return no_moments(norms)
+        return LogMoments(*no_moments(norms)) if self.robust else no_moments(norms)
 
-    def __call__(self, observation: Observation, state: Moments) -> tuple[Tensor, Moments]:
+    def __call__(self, observation: Observation, state: Any) -> tuple[Tensor, Moments | LogMoments]:
         """Judge by the moments so far, then let the norm enter them."""
         norms, observed, _ = observation
         x = torch.where(observed, norms.log() if self.robust else norms, state.mean)
@@ -94,5 +103,5 @@ class ZScore(Policy):
         early, late = push_arithmetic(state, x, observed), push_exponential(state, pushed, observed, self.decay)
         targets = wanted.exp() if self.robust else wanted
         targets = torch.where(spike, targets, torch.maximum(targets, torch.where(observed, norms, 0)))
-        new = Moments(*(torch.where(judged, b, a) for a, b in zip(early, late, strict=True)))
+        new = type(state)(*(torch.where(judged, b, a) for a, b in zip(early, late, strict=True)))
         return torch.where(judged, targets, torch.inf), new

@@ -69,6 +69,8 @@ def _sentence(text: str) -> str:
 
 def _norms(facts: Facts) -> str:
     steps = _times(facts.steps, "optimizer step")
+    if facts.highest == 0:
+        return f"in {steps} no gradient was finite and above zero"
     ran = f"in {steps} the gradient norm ran from {facts.lowest:.3g} to {facts.highest:.3g}"
     return f"{ran} (half of them up to {facts.median:.3g}, 95 % up to {facts.high:.3g})"
 
@@ -96,7 +98,7 @@ def _meaning(facts: Facts) -> str:
     if "adam" in kind and any(one.how == "fixed" and (one.fraction or 0) >= _ALWAYS for one in facts.clippers):
         divides = f", and {facts.optimizer} divides the scale of the gradient out again"
         alike = f"any value below {facts.lowest:.3g} trains alike; to clip outliers only, use {facts.high:.3g}"
-        return f"{divides}, so that a threshold that always fires does not matter: {alike}"
+        return f"{divides}, so that the value of a threshold that always fires does not matter: {alike}"
     if "sgd" in kind and facts.left is not None and 0 < facts.left < _WHOLE:
         cut = f"{facts.left:.3g} of the configured rate ({1 / facts.left:.3g} times lower)"
         return f", which with {facts.optimizer} is a cut of the learning rate to {cut} on average"

@@ -44,8 +44,7 @@ class InverseNorm(Rule):
         changes. ``LearningRateControl`` lowers rates only, unless its ``max_factor`` is raised.
 
     References:
-        Nesterov, *Introductory Lectures on Convex Optimization*, 2004, Section 3.2.3: the subgradient method with
-        normalised steps.
+        Nesterov, *Introductory Lectures on Convex Optimization*, 2004: the subgradient method with normalised steps.
     """
 
     target: float = 1.0
