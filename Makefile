@@ -22,7 +22,7 @@ bench-clip: $(STAMP)  ## cost of clipping against torch; nothing else should run
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/clip.py
 
 bench-rates: $(STAMP)  ## final loss against initial learning rate, plain and with each rule; about a quarter of an hour
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/learning_rates.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/learning_rates.py --plots docs
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -120,7 +120,10 @@ class LearningRateControl(CalibratedCallback):
         for ledger in session.ledgers.values():
             names = [kind.__name__ for kind in type(ledger.optimizer).__mro__]
             early = next((f"{name}: {_EARLY[name]}" for name in names if name in _EARLY), None)
-            reason = f"{early}. Use another optimizer" if early else self.rule.refuses(names[0])
+            momentum = max(
+                (float(group.get("momentum") or 0.0) for group in ledger.optimizer.param_groups), default=0.0
+            )
+            reason = f"{early}. Use another optimizer" if early else self.rule.refuses(names[0], momentum)
             if reason:
                 raise MisconfigurationException(f"{self.label} cannot control {names[0]}. {reason.rstrip('.')}.")
         self._forget_loss()

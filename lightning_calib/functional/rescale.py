@@ -29,24 +29,35 @@ def rescale_(plan: Plan, gradients: Sequence[Tensor | None], factors: Tensor) ->
 
 
 def _rescale_tensors(gradients: Sequence[Tensor | None], factors: Tensor) -> None:
-    if factors.device.type == "cpu":
-        known: list[float] = factors.tolist()
-        each = known if len(known) == len(gradients) else known * len(gradients)
-        pairs = zip(gradients, each, strict=True)
+    half = any(one is not None and one.dtype in _HALF for one in gradients)
+    if factors.device.type != "cpu":
+        _rescale_on_device(gradients, factors)
+    elif factors.numel() == 1 and not half:
+        factor = factors.item()
+        present = [elements(one) for one in gradients if one is not None] if factor != 1.0 else []
+        if present:
+            torch._foreach_mul_(present, factor)
+    else:
+        pairs = zip(gradients, factors.expand(len(gradients)).tolist(), strict=True)
         changed = [(elements(one), factor) for one, factor in pairs if one is not None and factor != 1.0]
-        half = [(one, torch.tensor([factor])) for one, factor in changed if one.dtype in _HALF]
+        _multiply_half([(one, torch.tensor([factor])) for one, factor in changed if one.dtype in _HALF])
         full = [(one, factor) for one, factor in changed if one.dtype not in _HALF]
         if full:
             torch._foreach_mul_([one for one, _ in full], [factor for _, factor in full])
-    else:
-        found = zip(gradients, factors.expand(len(gradients)).unbind(), strict=True)
-        placed = [(elements(one), moved(factor, one.device)) for one, factor in found if one is not None]
-        half = [(one, factor.view(1)) for one, factor in placed if one.dtype in _HALF]
-        full_ones = [(one, factor) for one, factor in placed if one.dtype not in _HALF]
-        if full_ones:
-            torch._foreach_mul_([one for one, _ in full_ones], [factor for _, factor in full_ones])
-    for one, factor in half:
-        # Without dimensions the factor would be rounded to the half type before it multiplies.
+
+
+def _rescale_on_device(gradients: Sequence[Tensor | None], factors: Tensor) -> None:
+    each = zip(gradients, factors.expand(len(gradients)).unbind(), strict=True)
+    placed = [(elements(one), moved(factor, one.device)) for one, factor in each if one is not None]
+    _multiply_half([(one, factor.view(1)) for one, factor in placed if one.dtype in _HALF])
+    full = [(one, factor) for one, factor in placed if one.dtype not in _HALF]
+    if full:
+        torch._foreach_mul_([one for one, _ in full], [factor for _, factor in full])
+
+
+def _multiply_half(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """By factors of shape (1,): one without dimensions would be rounded to the half type before it multiplies."""
+    for one, factor in pairs:
         (one.view(1) if one.ndim == 0 else one).mul_(factor)
 
 

@@ -12,7 +12,7 @@ from lightning_calib.functional.judge import Observation, Policy
 
 
 class Stateless(NamedTuple):
-    """The state of a policy that remembers nothing."""
+    """The state of what remembers nothing."""
 
 
 @dataclass(frozen=True)

@@ -70,8 +70,13 @@ class DistanceOverGradients(Rule):
         remedy = "Use 1e-6, or 1e-4 for models with batch normalisation."
         check_number("initial_distance", self.initial_distance, remedy, 0, inf, ends="()")
 
-    def refuses(self, optimizer_class_name: str) -> str | None:
+    def refuses(self, optimizer_class_name: str, momentum: float = 0.0) -> str | None:
         """The step is derived for an update that is the gradient itself."""
+        if momentum:
+            return (
+                f"DistanceOverGradients computes a step length for SGD without momentum; momentum {momentum:g} "
+                "lengthens every step, and training diverges. Use torch.optim.SGD(lr=1.0, momentum=0.0)."
+            )
         if optimizer_class_name.endswith("SGD") and optimizer_class_name not in _NOT_PLAIN:
             return None
         return (

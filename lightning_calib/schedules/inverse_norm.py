@@ -2,17 +2,13 @@
 
 from dataclasses import dataclass
 from math import inf
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_calib.functional.checks import check_number
+from lightning_calib.policies.max_norm import Stateless
 from lightning_calib.schedules.rule import Measurement, Rule
-
-
-class Stateless(NamedTuple):
-    """The state of a rule that remembers nothing."""
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,8 @@ class Rule(ABC):
     def __call__(self, measurement: Measurement, state: Any) -> tuple[Tensor, State]:
         """Return the factors, shape (G,), and the next state; neither argument is changed."""
 
-    def refuses(self, optimizer_class_name: str) -> str | None:
-        """Why this rule must not drive an optimizer of that class; None if it may."""
+    def refuses(self, optimizer_class_name: str, momentum: float = 0.0) -> str | None:
+        """Why this rule must not drive an optimizer of that class, with that momentum; None if it may."""
         return None
 
 

@@ -8,7 +8,14 @@ from boring import Rows, Tiny, fit
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import BaseFinetuning, Callback
 
-from lightning_calib import GradientClip, GradientMonitor, NonFiniteGuard, ZClip
+from lightning_calib import (
+    DistanceOverGradients,
+    GradientClip,
+    GradientMonitor,
+    LearningRateControl,
+    NonFiniteGuard,
+    ZClip,
+)
 
 
 class Sharp(torch.optim.SGD):
@@ -87,3 +94,11 @@ def test_parameters_that_join_later_are_clipped_by_a_rule_of_their_own():
     fit(module, [Unfreezes(), GradientClip(None, rules={"net.0.*": 1e-3}), last], 12)
     assert len(last.norms) == 5
     assert max(last.norms) <= 1e-3 * (1 + 1e-5)
+
+
+def test_distance_over_gradients_refuses_momentum():
+    with pytest.raises(MisconfigurationException, match=r"momentum 0\.9 lengthens every step.*momentum=0\.0"):
+        fit(
+            Tiny(lambda parameters: torch.optim.SGD(parameters, lr=1.0, momentum=0.9)),
+            [LearningRateControl(DistanceOverGradients())],
+        )
