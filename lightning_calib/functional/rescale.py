@@ -40,7 +40,9 @@ def _rescale_tensors(gradients: Sequence[Tensor | None], factors: Tensor) -> Non
     else:
         pairs = zip(gradients, factors.expand(len(gradients)).tolist(), strict=True)
         changed = [(elements(one), factor) for one, factor in pairs if one is not None and factor != 1.0]
-        _multiply_half([(one, torch.tensor([factor])) for one, factor in changed if one.dtype in _HALF])
+        for one, factor in changed:
+            if one.dtype in _HALF:
+                one.mul_(factor)  # unlike the call below, it does not round the factor to the half type first
         full = [(one, factor) for one, factor in changed if one.dtype not in _HALF]
         if full:
             torch._foreach_mul_([one for one, _ in full], [factor for _, factor in full])
@@ -49,16 +51,12 @@ def _rescale_tensors(gradients: Sequence[Tensor | None], factors: Tensor) -> Non
 def _rescale_on_device(gradients: Sequence[Tensor | None], factors: Tensor) -> None:
     each = zip(gradients, factors.expand(len(gradients)).unbind(), strict=True)
     placed = [(elements(one), moved(factor, one.device)) for one, factor in each if one is not None]
-    _multiply_half([(one, factor.view(1)) for one, factor in placed if one.dtype in _HALF])
+    for one, factor in placed:
+        if one.dtype in _HALF:  # without dimensions the factor would be rounded to the half type first
+            (one.view(1) if one.ndim == 0 else one).mul_(factor.view(1))
     full = [(one, factor) for one, factor in placed if one.dtype not in _HALF]
     if full:
         torch._foreach_mul_([one for one, _ in full], [factor for _, factor in full])
-
-
-def _multiply_half(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """By factors of shape (1,): one without dimensions would be rounded to the half type before it multiplies."""
-    for one, factor in pairs:
-        (one.view(1) if one.ndim == 0 else one).mul_(factor)
 
 
 def _rescale_units(plan: Plan, gradients: Sequence[Tensor | None], factors: Tensor) -> None:

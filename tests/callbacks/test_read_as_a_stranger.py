@@ -8,6 +8,7 @@ import weakref
 import pytest
 import torch
 from boring import Rows, Tiny, TwoNets, fit, scaled
+from guarded import Plant
 from lightning.pytorch import Callback
 from torch import nn
 
@@ -37,10 +38,23 @@ def test_the_guard_looks_again_for_whoever_stands_behind_a_foreign_callback():
 
 
 def test_an_overflow_is_not_a_clip():
-    rows = Rows()
-    fit(Tiny(), [GradientMonitor(1)], plugins=scaled(2.0**126), gradient_clip_val=1e30, logger=rows, max_epochs=1)
-    assert rows.values("calib/skipped_total")[-1] > 0
+    rows, inf = Rows(), {step: {"net.0.weight": [math.inf]} for step in (2, 5)}
+    fit(Tiny(), [Plant(inf), GradientMonitor(1)], plugins=scaled(), gradient_clip_val=1e30, logger=rows)
+    assert rows.values("calib/skipped_total")[-1] >= 2
+    assert rows.values("calib/grad_norm_before")[2] == math.inf
     assert set(rows.values("calib/clip_fraction")) == {0.0}
+
+
+def test_a_checkpoint_before_the_row_is_written_does_not_hold_its_window(tmp_path):
+    class SavesFirst(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt")
+
+    fit(Tiny(), [SavesFirst(), ZClip(name="a"), GradientMonitor(4)])
+    for step, window in ((7, 3), (8, 0), (9, 1)):
+        saved = torch.load(tmp_path / f"{step}.ckpt", weights_only=True)["callbacks"]["ZClip.a"]
+        assert saved["optimizers"]["0"]["count"]["window_steps"] == window
+        assert saved["tally"]["0"]["window_steps"] == window
 
 
 @pytest.mark.parametrize("shape", [(65536, 4), (1024, 1024), (512, 64, 3, 3)])
