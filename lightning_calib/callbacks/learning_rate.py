@@ -14,7 +14,7 @@ from lightning_calib.callbacks.names import check_name
 from lightning_calib.callbacks.rates import Rates
 from lightning_calib.callbacks.row import Row
 from lightning_calib.callbacks.session import Session
-from lightning_calib.callbacks.stored import on_device, to_host
+from lightning_calib.callbacks.stored import put_away, taken_up
 from lightning_calib.callbacks.travel import Travel
 from lightning_calib.callbacks.voice import warn
 from lightning_calib.functional.checks import check_number, message
@@ -51,18 +51,14 @@ class RateBook:
     def saved(self) -> dict[str, Any]:
         """For the checkpoint."""
         start = {"start": self.travel.saved()} if self.travel else {}
-        state = {"state": to_host(self.state._asdict()), **start}
-        return {"version": 1, "rule": self.rule.kind, "segments": self.segments.digest, **state}
+        return {**put_away(self.rule.kind, self.segments, self.state), **start}
 
     def restore(self, saved: dict[str, Any]) -> bool:
         """Take up a saved state, if it is of the same groups and the same kind of rule."""
-        now = self.state._asdict()
-        mine = (1, self.rule.kind, self.segments.digest)
-        if (saved.get("version"), saved.get("rule"), saved.get("segments")) != mine:
+        found = taken_up(saved, self.rule.kind, self.segments, self.state)
+        if found is None or ("start" in saved) != (self.travel is not None):
             return False
-        if saved.get("state", {}).keys() != now.keys() or ("start" in saved) != (self.travel is not None):
-            return False
-        self.state = type(self.state)(**on_device(saved["state"], now))
+        self.state = found
         if self.travel is not None:
             self.travel.restore(saved["start"])
         return True

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_calib.callbacks.counting import Count
 from lightning_calib.callbacks.ledger import Ledger
-from lightning_calib.callbacks.stored import on_device, to_host
+from lightning_calib.callbacks.stored import put_away, taken_up, to_host
 from lightning_calib.functional.judge import Policy, Report, State, fresh_state, judge, observe
 from lightning_calib.functional.segments import Segments
 
@@ -28,19 +28,13 @@ class Part:
 
     def saved(self) -> dict[str, Any]:
         """For the checkpoint."""
-        state = to_host(_fields(self.state))
-        return {"version": 1, "policy": self.policy.kind, "segments": self.segments.digest, "state": state}
+        return put_away(self.policy.kind, self.segments, self.state)
 
     def restore(self, saved: dict[str, Any]) -> bool:
         """Take up a saved state, if it is of the same segments and of the same kind."""
-        now = _fields(self.state)
-        mine = (1, self.policy.kind, self.segments.digest)
-        if (saved.get("version"), saved.get("policy"), saved.get("segments")) != mine:
-            return False
-        if saved.get("state", {}).keys() != now.keys():
-            return False
-        self.state = type(self.state)(**on_device(saved["state"], now))
-        return True
+        found = taken_up(saved, self.policy.kind, self.segments, self.state)
+        self.state = self.state if found is None else found
+        return found is not None
 
 
 class Book:
@@ -67,7 +61,3 @@ class Book:
         found = torch.cat(judged).sort().values if judged else torch.zeros(0)
         middle = found.numel() // 2
         return (found[middle] + found[-1 - middle]) / 2 if found.numel() else None
-
-
-def _fields(state: State) -> dict[str, Any]:
-    return dict(state._asdict())  # type: ignore[attr-defined]

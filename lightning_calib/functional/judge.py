@@ -31,22 +31,26 @@ class Observation(NamedTuple):
     weight_norms: Tensor | None = None
 
 
-class Policy(ABC):
+class Method(ABC):
+    """What a policy and a learning-rate rule have in common: hyper-parameters that never change, and a first state."""
+
+    @property
+    def kind(self) -> str:
+        """What the numbers of a state mean: a saved state fits a method of the same kind only."""
+        return type(self).__name__
+
+    @abstractmethod
+    def init(self, norms: Tensor) -> State:
+        """The state before the first step, for segments like ``norms``, shape (K,): its device, its dtype."""
+
+
+class Policy(Method):
     """From observed norms to target norms. A frozen dataclass of hyper-parameters; its state is a value.
 
     A target of inf is no opinion (a warm-up, say): that segment is left alone.
     """
 
     needs_weights: ClassVar[bool] = False
-
-    @property
-    def kind(self) -> str:
-        """What the numbers of a state mean: a saved state fits a policy of the same kind only."""
-        return type(self).__name__
-
-    @abstractmethod
-    def init(self, norms: Tensor) -> State:
-        """The state before the first step, for segments like ``norms``, shape (K,): its device, its dtype."""
 
     @abstractmethod
     def __call__(self, observation: Observation, state: Any) -> tuple[Tensor, State]:

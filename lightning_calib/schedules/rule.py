@@ -1,12 +1,12 @@
 """What a learning-rate rule sees of one optimizer step, and what it has to answer."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
 from lightning_calib.functional.checks import message
-from lightning_calib.functional.judge import State
+from lightning_calib.functional.judge import Method, State
 
 
 class Measurement(NamedTuple):
@@ -28,7 +28,7 @@ class Measurement(NamedTuple):
     start_norms: Tensor | None = None
 
 
-class Rule(ABC):
+class Rule(Method):
     """From a measurement to factors on the learning rates. A frozen dataclass; its state is a value.
 
     A group that is not observed gets the factor 1 and leaves the state as it is.
@@ -36,15 +36,6 @@ class Rule(ABC):
 
     needs_loss: ClassVar[bool] = False
     needs_distance: ClassVar[bool] = False
-
-    @property
-    def kind(self) -> str:
-        """What the numbers of a state mean: a saved state fits a rule of the same kind only."""
-        return type(self).__name__
-
-    @abstractmethod
-    def init(self, norms: Tensor) -> State:
-        """The state before the first step, for groups like ``norms``, shape (G,): its device, its dtype."""
 
     @abstractmethod
     def __call__(self, measurement: Measurement, state: Any) -> tuple[Tensor, State]:
