@@ -31,6 +31,7 @@ class CalibratedCallback(Callback):
     acts: bool = True  # whether it may change gradients
     clips: bool = False  # whether it reports how often it reduced them
     how: Literal["fixed", "adaptive", "normalise"] = "adaptive"  # what it clips by, for the summary
+    guards: bool = False  # whether it looks for gradients that are not finite
     controls_rates: bool = False  # whether it scales learning rates
     watches: bool = False  # whether the full row is wanted
     needs_units: bool = False  # whether the norms of units must be measured
@@ -183,7 +184,7 @@ class CalibratedCallback(Callback):
         try:
             self._leave()
         except Exception as trouble:
-            warn(f"{self.label} could not keep what it knew when training broke off: {trouble}")
+            warn(f"{self.label} could not keep what it knew when training broke off: {trouble!r}")
 
     def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         """Leave the session, if that has not happened yet."""
@@ -219,11 +220,9 @@ class CalibratedCallback(Callback):
         if self._session.row_pending:  # it will be written, but by this run: to the one that resumes it is history
             for book in books.values():
                 book.update({"count": windowless(book["count"])} if "count" in book else {})
-        state: dict[str, Any] = {"version": VERSION, "optimizers": books}
-        if self is self._session.owner:
-            tallies = self._session.tallies().items()
-            state["tally"] = {str(index): to_host(tally._asdict()) for index, tally in tallies}
-        return state
+        # Each of ours keeps the shared counts, so that they outlive the removal of any other.
+        tallies = {str(index): to_host(tally._asdict()) for index, tally in self._session.tallies().items()}
+        return {"version": VERSION, "optimizers": books, "tally": tallies}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the optimizers exist."""

@@ -73,6 +73,8 @@ class NonFiniteGuard(CalibratedCallback):
 
     _transient: ClassVar[tuple[str, ...]] = (*CalibratedCallback._transient, "_window", "_statistics")
 
+    guards = True
+
     def __init__(
         self,
         action: Literal["warn", "skip", "raise"] = "warn",

@@ -88,8 +88,9 @@ class GradientMonitor(CalibratedCallback):
     def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """A line on the run so far after epoch 1, 2, 4, 8, ..."""
         epoch = trainer.current_epoch + 1
-        if self._session is not None and epoch & (epoch - 1) == 0:
-            say(f"after epoch {epoch}: {self.summary()}")
+        seen = self._session is not None and any(one.tally.steps for one in self._session.ledgers.values())
+        if seen and epoch & (epoch - 1) == 0:
+            say(f"after {epoch} epoch{'' if epoch == 1 else 's'}: {self.summary()}")
 
     def summary(self) -> str:
         """What the gradients of this fit were like so far, and what to change: at most three sentences."""
@@ -99,6 +100,10 @@ class GradientMonitor(CalibratedCallback):
         """Keep the facts for `summary`."""
         self._facts = _collect(session, self)
 
+    def knows(self, ledger: Ledger) -> bool:
+        """Whether it was prepared for this optimizer: training may break off before."""
+        return ledger.index in self._books
+
     def sketch(self, ledger: Ledger) -> Sketch:
         """The norms of one optimizer."""
         sketch: Sketch = self._books[ledger.index].sketch
@@ -106,7 +111,7 @@ class GradientMonitor(CalibratedCallback):
 
 
 def _collect(session: Session, monitor: GradientMonitor) -> list[Facts]:
-    return [_facts(session, ledger, monitor.sketch(ledger)) for ledger in session.ledgers.values()]
+    return [_facts(session, one, monitor.sketch(one)) for one in session.ledgers.values() if monitor.knows(one)]
 
 
 def _facts(session: Session, ledger: Ledger, sketch: Sketch) -> Facts:
@@ -121,6 +126,8 @@ def _facts(session: Session, ledger: Ledger, sketch: Sketch) -> Facts:
         highest=float(sketch.high),
         clippers=tuple(_clippers(session, ledger)),
         left=float(tally.left) / known if known else None,
+        known=known,
+        guarded=any(one.guards for one in session.ours),
         nonfinite=int(tally.nonfinite),
         skipped=tally.skipped + int(tally.kernel_skipped),
     )
@@ -129,9 +136,9 @@ def _facts(session: Session, ledger: Ledger, sketch: Sketch) -> Facts:
 def _clippers(session: Session, ledger: Ledger) -> list[Clipper]:
     found = []
     for one in session.ours:
-        if one.clips and one.acts:
+        if one.clips:
             count = one.count(ledger)
-            found.append(Clipper(one.label, float(count.fired) / max(1, count.steps), one.how))
+            found.append(Clipper(one.label, float(count.fired) / max(1, count.steps), one.how if one.acts else "dry"))
     if session.clip.how is not None:
         known = int(ledger.tally.known)
         share = float(ledger.tally.trainer_reduced) / known if known else None

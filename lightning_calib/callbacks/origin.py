@@ -39,11 +39,9 @@ def origin(session: Session, window: Window) -> Origin:
         return Origin(bool(suspects), "", window.micros)
     if not suspects:
         return Origin(False, "the loss of every micro-batch was finite", window.micros)
-    named = ", ".join(str(micro.index) for micro in suspects)
-    first = window.micros[0].index
-    return Origin(
-        True, f"the loss was not finite in micro-batch {named} of batches {first} to {window.index}", suspects
-    )
+    named = ("micro-batch " if len(suspects) == 1 else "micro-batches ") + ", ".join(str(one.index) for one in suspects)
+    span = f"batches {window.micros[0].index} to {window.index}"
+    return Origin(True, f"the loss was not finite in {named} of {span}", suspects)
 
 
 def _flagged_ranks(session: Session, lost: bool) -> list[int]:

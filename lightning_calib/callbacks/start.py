@@ -31,7 +31,7 @@ def _schedulers(session: "Session") -> str:
 
 
 def _clippers(session: "Session") -> list[str]:
-    ours = [one.label for one in session.ours if one.acts and one.clips]
+    ours = [one.label + ("" if one.acts else " (dry run)") for one in session.ours if one.clips]
     return ours + ([str(session.clip)] if session.clip.how else [])
 
 

@@ -10,7 +10,7 @@ _CAUSES = {
     "the range of float32, so that overflow is rare",
     "bf16-true": "a learning rate that is too high, an epsilon below bf16's precision (an Adam eps of 1e-8 is fine, a "
     "variance + 1e-8 is not), or bad input data",
-    "16-mixed": "a loss or an activation above 65504, a mask of -1e9 (use -1e4 or -inf), or bad input data; bf16-mixed "
+    "16-mixed": "a loss or an activation above 65504, a mask of -1e9 (use -1e4), or bad input data; bf16-mixed "
     "has no such limit",
     "16-true": "an activation or a gradient above 65504, an Adam eps of 1e-8 (zero in fp16), or bad input data; "
     "bf16-true has no such limit",

@@ -12,12 +12,13 @@ class Clipper(NamedTuple):
     Attributes:
         who: As the user calls it.
         fraction: The share of the steps, in [0, 1]; None where it cannot be seen.
-        how: "fixed" clips by one norm that never changes, "adaptive" clips otherwise, "normalise" also enlarges.
+        how: "fixed" clips by one norm that never changes, "adaptive" clips otherwise, "normalise" also enlarges, "dry"
+            only tells what it would do.
     """
 
     who: str
     fraction: float | None
-    how: Literal["fixed", "adaptive", "normalise"]
+    how: Literal["fixed", "adaptive", "normalise", "dry"]
 
 
 class Facts(NamedTuple):
@@ -31,7 +32,9 @@ class Facts(NamedTuple):
         high: The 95th percentile.
         highest: The largest.
         clippers: Who reduced the gradient how often.
-        left: The mean share of the norm that was left, in [0, 1]; None where it is not known.
+        left: The mean share of the norm that was left, above 0; None where it is not known.
+        known: The number of steps of that mean.
+        guarded: Whether somebody looks for gradients that are not finite.
         nonfinite: Steps whose gradient was inf or nan.
         skipped: Steps that were not taken.
     """
@@ -46,6 +49,8 @@ class Facts(NamedTuple):
     left: float | None
     nonfinite: int
     skipped: int
+    known: int = 0
+    guarded: bool = False
 
 
 def summarise(runs: list[Facts]) -> str:
@@ -76,15 +81,18 @@ def _norms(facts: Facts) -> str:
 
 
 def _clipping(facts: Facts) -> str:
-    if not facts.clippers:
-        return "nothing clipped it"
-    return " and ".join(_one(clipper) for clipper in facts.clippers) + _meaning(facts)
+    acting = [_one(clipper) for clipper in facts.clippers if clipper.how != "dry"]
+    dry = [_one(clipper) for clipper in facts.clippers if clipper.how == "dry"]
+    done = " and ".join(acting) + _meaning(facts) if acting else "nothing clipped it"
+    return ", but ".join([done, " and ".join(dry)]) if dry else done
 
 
 def _one(clipper: Clipper) -> str:
     if clipper.fraction is None:
         return f"whether {clipper.who} clips cannot be seen"
     share = f"{100 * clipper.fraction:.3g} % of the steps"
+    if clipper.how == "dry":
+        return f"{clipper.who}, a dry run, would have reduced {share}"
     if clipper.how == "normalise":
         return f"{clipper.who} made it smaller on {share} and larger on the others"
     if clipper.fraction > 0:
@@ -99,11 +107,13 @@ def _meaning(facts: Facts) -> str:
         divides = f", and {facts.optimizer} divides the scale of the gradient out again"
         alike = f"any value below {facts.lowest:.3g} trains alike; to clip outliers only, use {facts.high:.3g}"
         return f"{divides}, so that the value of a threshold that always fires does not matter: {alike}"
+    all_seen = facts.known >= _ALWAYS * facts.steps
+    span = "on average" if all_seen else f"on the {_times(facts.known, 'step')} that were seen"
     if "sgd" in kind and facts.left is not None and 0 < facts.left < _WHOLE:
         cut = f"{facts.left:.3g} of the configured rate ({1 / facts.left:.3g} times lower)"
-        return f", which with {facts.optimizer} is a cut of the learning rate to {cut} on average"
+        return f", which with {facts.optimizer} is a cut of the learning rate to {cut} {span}"
     if "sgd" in kind and facts.left is not None and facts.left > 1 / _WHOLE:
-        return f", which with {facts.optimizer} is a learning rate {facts.left:.3g} times the configured one on average"
+        return f", which with {facts.optimizer} is a learning rate {facts.left:.3g} times the configured one {span}"
     return ""
 
 
@@ -112,7 +122,8 @@ def _trouble(runs: list[Facts]) -> str:
     if not nonfinite and not skipped:
         return "No gradient was inf or nan, and no step was skipped."
     bad = f"{_times(nonfinite, 'step')} had a gradient that was" if nonfinite else "No gradient was"
-    return f"{bad} inf or nan, and {_times(skipped, 'step')} {'was' if skipped == 1 else 'were'} skipped."
+    hint = ": NonFiniteGuard names the tensor" if nonfinite and not any(facts.guarded for facts in runs) else ""
+    return f"{bad} inf or nan, and {_times(skipped, 'step')} {'was' if skipped == 1 else 'were'} skipped{hint}."
 
 
 def _times(count: int, noun: str) -> str:

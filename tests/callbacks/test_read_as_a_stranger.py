@@ -15,6 +15,7 @@ from torch import nn
 from lightning_calib import (
     AdaGC,
     GradientCentralize,
+    GradientClip,
     GradientMonitor,
     GradientNormalize,
     GradientValueClip,
@@ -146,3 +147,42 @@ def test_a_handler_of_the_users_own_is_enough(capsys):
 def test_a_norm_to_aim_at_is_finite_and_above_zero(target):
     with pytest.raises(ValueError, match=r"`target` must be in \(0, inf\)"):
         GradientNormalize(target)
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+def test_the_counts_outlive_the_callback_that_was_first():
+    gains = {3: math.nan}
+    first = fit(Tiny(gains=gains), [NonFiniteGuard("skip"), ZClip(), GradientMonitor()])
+    first.save_checkpoint("first.ckpt")
+    monitor = GradientMonitor()
+    with pytest.warns(UserWarning, match="NonFiniteGuard"):  # Lightning's, on the state that nobody asks for
+        fit(Tiny(gains=gains), [ZClip(), monitor], 20, ckpt_path="first.ckpt")
+    assert "In 20 optimizer steps" in monitor.summary()
+    assert "1 step had a gradient that was inf or nan, and 1 step was skipped: NonFiniteGuard" in monitor.summary()
+
+
+def test_a_dry_run_is_told_in_words(caplog):
+    monitor = GradientMonitor()
+    with caplog.at_level(logging.INFO, "lightning_calib"):
+        fit(Tiny(), [GradientClip(1e-6, dry_run=True), monitor])
+    assert "clipping: GradientClip (dry run)" in caplog.text
+    assert "Nothing clipped it, but GradientClip, a dry run, would have reduced 100 % of the steps" in monitor.summary()
+
+
+def test_an_average_over_the_logged_steps_says_so():
+    monitor = GradientMonitor(4)
+    fit(Tiny(), [monitor], gradient_clip_val=0.01, gradient_clip_algorithm="value")
+    assert "on the 3 steps that were seen" in monitor.summary()
+
+
+def test_a_misspelt_glob_is_the_only_thing_told(caplog):
+    with caplog.at_level(logging.INFO, "lightning_calib"), pytest.raises(ValueError, match="nearest names"):
+        fit(Tiny(), [GradientClip(1.0, rules={"nett.*": 0.1}), GradientMonitor()])
+    assert "could not keep" not in caplog.text
+
+
+def test_a_monitor_that_stays_silent_does_not_speak_after_an_epoch(caplog):
+    with caplog.at_level(logging.INFO, "lightning_calib"):
+        fit(Tiny(torch.optim.LBFGS), [GradientMonitor()])
+    assert "stays silent" in caplog.text
+    assert "No optimizer step" not in caplog.text
