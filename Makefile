@@ -21,7 +21,7 @@ types: $(STAMP)
 bench-clip: $(STAMP)  ## cost of clipping against torch; nothing else should run meanwhile
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/clip.py
 
-bench-rates: $(STAMP)  ## final loss against initial learning rate, plain and with each rule; about 12 minutes
+bench-rates: $(STAMP)  ## final loss against initial learning rate, plain and with each rule; about 11 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/learning_rates.py --plots docs
 
 $(STAMP): pyproject.toml constraints.txt
