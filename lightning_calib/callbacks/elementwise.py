@@ -128,8 +128,6 @@ class GradientCentralize(CalibratedCallback):
 
     def act(self, ledger: Ledger) -> None:
         """Centralise them; the norms change, so they must be read again."""
-        if self._books[ledger.index].plan is not ledger.plan:
-            self.lay(ledger)
         ledger.unscale()
         for i in self._books[ledger.index].members:
             centralize_(ledger.plan, i)
@@ -140,7 +138,6 @@ class _Chosen:
     """The tensors of one optimizer that are centralised: matrices that are no embedding tables."""
 
     def __init__(self, plan: Plan, tables: frozenset[int]) -> None:
-        self.plan = plan
         self.members = [i for i, one in enumerate(plan.tensors) if one.ndim > 1 and id(one) not in tables]
 
     def saved(self) -> dict[str, object]:

@@ -15,7 +15,7 @@ from lightning_calib.callbacks.incidents import GuardBook
 from lightning_calib.callbacks.keeper import BatchKeeper
 from lightning_calib.callbacks.ledger import Ledger
 from lightning_calib.callbacks.origin import Origin, origin
-from lightning_calib.callbacks.row import Row
+from lightning_calib.callbacks.row import Row, counters
 from lightning_calib.callbacks.session import Session
 from lightning_calib.callbacks.skipping import count, drop, seen_by_scaler
 from lightning_calib.callbacks.voice import warn
@@ -233,11 +233,7 @@ class NonFiniteGuard(CalibratedCallback):
 
     def row(self, ledger: Ledger) -> Row:
         """The counters."""
-        tally = ledger.tally
-        row: Row = {
-            "calib/nonfinite_total": tally.nonfinite,
-            "calib/skipped_total": tally.kernel_skipped + tally.skipped,
-        }
+        row = counters(ledger)
         if ledger.turn and "calib/loss_scale" in ledger.rates:
             row["calib/loss_scale"] = ledger.rates["calib/loss_scale"]
         return row

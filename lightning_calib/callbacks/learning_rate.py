@@ -39,7 +39,6 @@ class RateBook:
         self.state: Any = rule.init(norms)
         self.travel = Travel(self.segments, rule) if rule.needs_distance else None
         self.norms = norms
-        self.factors = torch.ones_like(norms)
 
     def measurement(self, loss: Tensor | None) -> Measurement:
         """This step, as the rule wants to see it."""
@@ -162,20 +161,17 @@ class LearningRateControl(CalibratedCallback):
     def inspect(self, ledger: Ledger) -> None:
         """Take the norms before anybody acts."""
         book = self._books[ledger.index]
-        if book.segments.plan is not ledger.plan:
-            self.lay(ledger)
-            book = self._books[ledger.index]
         book.norms = book.segments.fold(ledger.reading())
 
     def act(self, ledger: Ledger) -> None:
         """Ask the rule, and scale the rates of this step."""
         book = self._books[ledger.index]
         factors, book.state = self.rule(self._measurement(ledger, book), book.state)
-        book.factors = factors.clamp(self.min_factor, self.max_factor)
+        factors = factors.clamp(self.min_factor, self.max_factor)
         groups = ledger.optimizer.param_groups
         every: list[float | Tensor] = [1.0] * len(groups)
-        on_host = book.factors.device.type == "cpu" or not all(isinstance(group["lr"], Tensor) for group in groups)
-        each = book.factors.tolist() if on_host else book.factors.unbind()
+        on_host = factors.device.type == "cpu" or not all(isinstance(group["lr"], Tensor) for group in groups)
+        each = factors.tolist() if on_host else factors.unbind()
         for group, factor in zip(book.groups, each, strict=True):
             every[group] = factor
         used = book.rates.scale(every)

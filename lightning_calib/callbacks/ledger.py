@@ -53,9 +53,10 @@ class Ledger:
         self.plan = Plan.of_optimizer(self.optimizer, self.module)
         self.whole = Segments.of(self.plan, "global")
 
-    def open(self) -> None:
-        """Begin a step: look at the gradients as they are now."""
-        if not self.plan.holds(tensors_of(self.optimizer)):
+    def open(self) -> bool:
+        """Begin a step: look at the gradients as they are now. True if the plan had to be laid anew."""
+        changed = not self.plan.holds(tensors_of(self.optimizer))
+        if changed:
             self.lay_plan()
         self.opened, self.stepped = True, False
         self.rates_in_step.lapse()
@@ -63,6 +64,7 @@ class Ledger:
         self.before: Tensor | None = None
         self.final: Tensor | None = None
         self.forget()
+        return changed
 
     def note_rates(self) -> None:
         """Keep what schedulers and GradScaler change before the batch ends: the rates that this step uses."""

@@ -41,7 +41,7 @@ class Book:
     """What a rescaling callback keeps about one optimizer: its parts, and how often they fired."""
 
     def __init__(self, ledger: Ledger, parts: list[Part]) -> None:
-        self.plan, self.parts, self.count = ledger.plan, parts, Count.empty(ledger.plan)
+        self.parts, self.count = parts, Count.empty(ledger.plan)
 
     def saved(self) -> dict[str, Any]:
         """For the checkpoint."""

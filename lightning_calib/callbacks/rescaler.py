@@ -114,9 +114,6 @@ class Rescaler(CalibratedCallback):
     def act(self, ledger: Ledger) -> None:
         """Judge each part, and rescale unless this is a dry run."""
         book = self._books[ledger.index]
-        if book.plan is not ledger.plan:
-            self.lay(ledger)
-            book = self._books[ledger.index]
         fired = []
         for part in book.parts:
             report = part.judge(ledger, self.norm_type, clip=self._clip)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_calib.callbacks.after import After
 from lightning_calib.callbacks.ledger import Ledger
+from lightning_calib.functional.plan import wide_dtype
 
 if TYPE_CHECKING:
     from lightning_calib.callbacks.session import Session
@@ -60,32 +61,35 @@ def _fraction(session: "Session", ledger: Ledger, after: After) -> Tensor | floa
 
 def _state(session: "Session", ledger: Ledger) -> Row:
     """What GradientMonitor adds: rates, counters, the GradScaler's scale."""
-    tally = ledger.tally
-    row: Row = {
-        **(ledger.rates if ledger.turn else {}),
-        "calib/nonfinite_total": tally.nonfinite,
-        "calib/skipped_total": tally.kernel_skipped + tally.skipped,
-    }
+    row: Row = {**(ledger.rates if ledger.turn else {}), **counters(ledger)}
     if session.clip.how == "norm":
         row["calib/clip_threshold"] = session.clip.value
     return row
 
 
+def counters(ledger: Ledger) -> Row:
+    """Steps that went wrong, since the start."""
+    tally = ledger.tally
+    return {
+        "calib/nonfinite_total": tally.nonfinite,
+        "calib/skipped_total": tally.kernel_skipped + tally.skipped,
+    }
+
+
 def write(trainer: "pl.Trainer", row: Row, step: int) -> None:
     """One ``log_metrics`` per logger, and ``callback_metrics`` for ModelCheckpoint and EarlyStopping."""
-    host = to_host(row)
+    host = _as_floats(row)
     for logger in trainer.loggers:
         logger.log_metrics(host, step=step)
     trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in host.items()})
 
 
-def to_host(row: Row) -> dict[str, float]:
+def _as_floats(row: Row) -> dict[str, float]:
     """All values in one copy."""
     tensors = {tag: value.detach() for tag, value in row.items() if isinstance(value, Tensor)}
     if not tensors:
         return {tag: float(value) for tag, value in row.items()}
     device = next(iter(tensors.values())).device
-    wide = torch.float32 if device.type == "mps" else torch.float64
-    values = torch.stack([value.to(device, wide).reshape(()) for value in tensors.values()]).tolist()
+    values = torch.stack([value.to(device, wide_dtype(device)).reshape(()) for value in tensors.values()]).tolist()
     copied = dict(zip(tensors, values, strict=True))
     return {tag: copied[tag] if tag in copied else float(value) for tag, value in row.items()}

@@ -121,7 +121,9 @@ class Session:
         self.settle(ledger)
         fresh = self.backwards > ledger.backwards or not self.module.automatic_optimization
         ledger.backwards = self.backwards
-        ledger.open()
+        if ledger.open():
+            for callback in self.ours:
+                callback.lay(ledger)
         if not fresh:
             # No backward pass since the last step (a `training_step` that returned None, or SWA's BatchNorm epoch):
             # whatever lies in `grad` is old. It passes through and is not recorded; nothing at all is a skipped step.

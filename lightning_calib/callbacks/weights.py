@@ -5,6 +5,8 @@ from math import gcd
 import torch
 from torch import Tensor
 
+from lightning_calib.functional.plan import wide_dtype
+
 _ELEMENTS = 2**16  # copied per tensor at most
 _BYTES = 64 * 2**20  # of all copies together
 
@@ -57,5 +59,5 @@ def _norms(values: list[Tensor]) -> Tensor:
     """Shape (T,), float32 or wider, on the first value's device."""
     real = [value.abs() if value.is_complex() else value for value in values]
     norms = [torch.linalg.vector_norm(value, dtype=torch.promote_types(value.dtype, torch.float32)) for value in real]
-    wide = torch.float32 if any(norm.device.type == "mps" for norm in norms) else torch.float64
-    return torch.stack([norm.to(norms[0].device, wide) for norm in norms])
+    narrow = any(wide_dtype(norm.device) == torch.float32 for norm in norms)
+    return torch.stack([norm.to(norms[0].device, torch.float32 if narrow else torch.float64) for norm in norms])

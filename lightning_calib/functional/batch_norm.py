@@ -9,6 +9,8 @@ from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
+from lightning_calib.functional.plan import wide_dtype
+
 
 class Moments(NamedTuple):
     """How many numbers a channel has seen, their mean, and the sum of the squared deviations from it; (C,) both."""
@@ -27,7 +29,7 @@ def tracking(module: nn.Module) -> list[_BatchNorm]:
 def moments(x: Tensor) -> Moments:
     """Moments of a layer's input of shape (N, C, ...), per channel; half types are widened first."""
     x = x.detach().float() if x.dtype in (torch.float16, torch.bfloat16) else x.detach()
-    wide = torch.float32 if x.device.type == "mps" else torch.float64  # there is no float64 on MPS
+    wide = wide_dtype(x.device)
     size, others = x.numel() // x.shape[1], [dim for dim in range(x.dim()) if dim != 1]
     mean = x.mean(others, keepdim=True, dtype=wide)
     near = mean.to(x.dtype)  # one copy of x instead of two in float64; what the rounding costs is taken off again

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_calib.functional.plan import wide_dtype
+
 _FIRST_CAPACITY = 1024
 
 
@@ -98,7 +100,7 @@ def quantile(ascending: Tensor, seen: Tensor, fraction: float) -> Tensor:
     ``fraction`` lies in [0, 1]; rows without a value give inf. The definition is ``numpy.quantile``'s default.
     """
     last = (seen - 1).clamp(min=0)
-    position = fraction * last.to(torch.float64 if ascending.device.type != "mps" else torch.float32)
+    position = fraction * last.to(wide_dtype(ascending.device))
     low = position.floor()
     high = torch.minimum(low.long() + 1, last)
     below, above = (ascending.gather(1, i.unsqueeze(1)).squeeze(1) for i in (low.long(), high))

@@ -46,6 +46,11 @@ def _labels(module: nn.Module) -> dict[int, _Label]:
     return found
 
 
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """The widest real type there is on the device: MPS has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def moved(value: Tensor, device: torch.device) -> Tensor:
     """The value there; the host never sees it before it has arrived."""
     return value.to(device, non_blocking=device.type != "cpu")
@@ -118,7 +123,7 @@ class Plan:
     @cached_property
     def wide(self) -> torch.dtype:
         """For sums of many norms: their squares overflow and underflow in float32 long before the norms do."""
-        return torch.float32 if self.device.type == "mps" else torch.float64
+        return wide_dtype(self.device)
 
     @cached_property
     def has_complex(self) -> bool:
