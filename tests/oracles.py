@@ -273,7 +273,7 @@ class AdaGCOracle:
         self.steps = 0
 
     def step(self, gradients: Sequence[Array]) -> list[Array]:
-        norms = [math.sqrt(sum(float(x) ** 2 for x in g.ravel())) for g in gradients]
+        norms = [math.sqrt(sum(abs(x) ** 2 for x in g.ravel())) for g in gradients]
         clipped = []
         if self.steps < self.warmup_steps:
             h = min(1.0, self.warmup_max_norm / math.sqrt(sum(n**2 for n in norms)))

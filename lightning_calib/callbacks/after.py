@@ -8,7 +8,8 @@ from torch import Tensor
 
 from lightning_calib.callbacks.ledger import Ledger
 from lightning_calib.callbacks.modes import TrainerClip, overwrites_gradients
-from lightning_calib.callbacks.weights import WeightSample
+from lightning_calib.callbacks.weights import Moved, WeightSample
+from lightning_calib.functional.norms import Reading
 
 
 class After:
@@ -20,6 +21,10 @@ class After:
         foreseeable: Whether what the optimizer uses follows from what ours leave.
         weights: Whether to measure the update of the weights.
         bypassed: Called when torch takes a step that our hook has not seen coming.
+
+    Attributes:
+        reading: The norms that the optimizer used; None where they cannot be known.
+        look: Called with the ledger when the gradients are as the optimizer uses them; None if nobody wants to.
     """
 
     def __init__(
@@ -29,13 +34,15 @@ class After:
         self.bypassed = bypassed
         self.overwritten = overwrites_gradients(ledger.optimizer)
         self.handles: list[Any] = []
+        self.look: Callable[[Ledger], None] | None = None
         self.clear()
 
     def clear(self) -> None:
         """Forget the last logged step."""
         self.waiting = False
+        self.reading: Reading | None = None
         self.used: Tensor | None = None
-        self.update: tuple[Tensor, Tensor | None] | None = None
+        self.update: Moved | None = None
         self.sample: WeightSample | None = None
 
     def attach(self) -> None:
@@ -63,7 +70,7 @@ class After:
         # Without a GradScaler this comes before the backward pass and finds nothing to do. With one it comes
         # when everybody has had the gradients: the best moment to read them.
         if self.waiting and self.ledger.opened:
-            self.used = self._read()
+            self._read()
 
     @torch.no_grad()
     def _after_step(self) -> None:
@@ -75,23 +82,31 @@ class After:
         if not (self.waiting and self.ledger.stepped):
             return
         self.waiting = False
-        if self.used is None:
-            self.used = self._compute() if self.overwritten else self._read()
+        if self.reading is None and self.overwritten:
+            self._compute()
+        elif self.reading is None:
+            self._read()
         if self.sample is not None:
             self.update, self.sample = self.sample.moved(), None
         self._count()
 
     @torch.no_grad()
-    def _read(self) -> Tensor:
+    def _read(self) -> None:
         self.ledger.gradients = self.ledger.plan.gradients()
-        return self.ledger.total(self.ledger.measure())
+        self.reading = self.ledger.measure()
+        self.used = self.ledger.total(self.reading)
+        if self.look is not None:
+            self.look(self.ledger)
 
-    def _compute(self) -> Tensor | None:
+    def _compute(self) -> None:
         """Where the optimizer leaves something else in ``grad``: from what ours left and the Trainer's formula."""
-        final = self.ledger.final
-        if final is None or not self.foreseeable:
-            return None
-        return final if self.clip.how is None else final * trainer_share(self.clip, final)
+        ledger = self.ledger
+        if ledger.final is None or not self.foreseeable:
+            return
+        share = torch.ones_like(ledger.final)
+        if self.clip.how is not None:
+            share = trainer_share(self.clip, ledger.final, ledger.completion)
+        self.used, self.reading = ledger.final * share, ledger.readings[2.0].rescaled(share.reshape(1))
 
     def _count(self) -> None:
         """A clip that can only be seen, not computed, is counted on logged steps."""
@@ -100,13 +115,16 @@ class After:
             return
         by_trainer = torch.zeros_like(self.used).bool()
         if self.clip.how == "norm":  # it comes last, and leaves its own value where it fires
-            by_trainer = self.used >= self.clip.value * (1 - 1e-4)
+            by_trainer = self.used >= self.clip.value * ledger.completion * (1 - 1e-4)
         elif self.clip.how is not None:
             by_trainer = self.used < ledger.final * (1 - 1e-6)
         ledger.reduced.append(by_trainer)
         ledger.tally = ledger.tally.add_left(ledger.before, self.used, by_trainer)
 
 
-def trainer_share(clip: TrainerClip, norm: Tensor) -> Tensor:
-    """What the Trainer's norm clip multiplies a gradient of this norm by, in torch's own formula."""
-    return (clip.value / (norm + 1e-6)).clamp(max=1)
+def trainer_share(clip: TrainerClip, norm: Tensor, completion: float) -> Tensor:
+    """What the Trainer's norm clip multiplies a gradient by, in torch's own formula.
+
+    It sees the gradient as it is; ``norm`` is that of a whole window, and ``completion`` the ratio of the two.
+    """
+    return (clip.value / (norm / completion + 1e-6)).clamp(max=1)

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from lightning_calib.callbacks.counting import Count, windowless
 from lightning_calib.callbacks.ledger import Ledger
+from lightning_calib.callbacks.loose import Loose, loosely
 from lightning_calib.callbacks.modes import unsupported_optimizer, unsupported_strategy
 from lightning_calib.callbacks.row import Row
 from lightning_calib.callbacks.session import Session
@@ -33,6 +34,7 @@ class CalibratedCallback(Callback):
     how: Literal["fixed", "adaptive", "normalise"] = "adaptive"  # what it clips by, for the summary
     guards: bool = False  # whether it looks for gradients that are not finite
     controls_rates: bool = False  # whether it scales learning rates
+    works_loose: bool = False  # whether the hook before the step is all that it needs
     watches: bool = False  # whether the full row is wanted
     needs_units: bool = False  # whether the norms of units must be measured
     norm_types: tuple[float, ...] = (2.0,)  # each further one costs a reading
@@ -46,6 +48,7 @@ class CalibratedCallback(Callback):
 
     def _reset(self) -> None:
         self._session: Session | None = None
+        self._loose: Loose | None = None
         self._off = False
         self._saved: dict[str, Any] = {}
         self._books: dict[int, Any] = {}
@@ -149,10 +152,8 @@ class CalibratedCallback(Callback):
         """Take a turn: the first of ours measures, each acts, the last closes the step."""
         if self._session is None:
             if not self._off:
-                raise MisconfigurationException(
-                    f"{self.label} was called outside `Trainer.fit`, so it knows neither the precision nor its state. "
-                    "In a loop of your own call `lightning_calib.functional.clip_grad_`."
-                )
+                self._loose = self._loose or loosely(self, trainer, pl_module)
+                self._loose.turn(optimizer)
             return
         session, ledger = self._session, self._session.ledger(optimizer)
         if ledger is None:
@@ -214,9 +215,11 @@ class CalibratedCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Builtins and CPU tensors only: it loads with ``weights_only=True`` and without this package."""
-        if self._session is None:
+        if self._session is None and self._loose is None:
             return {"version": VERSION, **self._saved}
         books = {str(index): book.saved() for index, book in self._books.items()}
+        if self._session is None:
+            return {"version": VERSION, "optimizers": books}
         if self._session.row_pending:  # it will be written, but by this run: to the one that resumes it is history
             for book in books.values():
                 book.update({"count": windowless(book["count"])} if "count" in book else {})
@@ -241,4 +244,4 @@ class CalibratedCallback(Callback):
     def __getstate__(self) -> dict[str, Any]:
         """For pickling and copying: the arguments and the state, without the Trainer and the module."""
         kept = {key: value for key, value in self.__dict__.items() if key not in self._transient}
-        return {**kept, "_session": None, "_books": {}, "_saved": self.state_dict()}
+        return {**kept, "_session": None, "_loose": None, "_books": {}, "_saved": self.state_dict()}

@@ -11,7 +11,7 @@ from lightning_calib.callbacks.row import Row
 from lightning_calib.callbacks.session import Session
 from lightning_calib.callbacks.stored import to_host
 from lightning_calib.functional.checks import check_number
-from lightning_calib.functional.elementwise import centralize_, clamp_
+from lightning_calib.functional.elementwise import centralize_all_, clamp_
 from lightning_calib.functional.plan import Plan
 
 
@@ -38,7 +38,8 @@ class GradientValueClip(CalibratedCallback):
     Raises:
         TypeError: If ``max_value`` is not a number.
         ValueError: If it is not above 0.
-        MisconfigurationException: Under a strategy or with an optimizer where gradients cannot be read right.
+        MisconfigurationException: Under a strategy or with an optimizer where gradients cannot be read right, and
+            with complex parameters.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -52,7 +53,7 @@ class GradientValueClip(CalibratedCallback):
         The counts.
     """
 
-    clips = True
+    clips = works_loose = True
     norm_types = (float("inf"),)
     extra_reading = "gradients are read again where GradientValueClip fires"
 
@@ -62,7 +63,9 @@ class GradientValueClip(CalibratedCallback):
         self.max_value = float(max_value)
 
     def lay(self, ledger: Ledger) -> None:
-        """Take up the counts."""
+        """Take up the counts; complex numbers have no order, so there is nothing to clamp them to."""
+        if ledger.plan.has_complex:
+            self.refuse("Complex gradients cannot be clamped by value. Clip their norm: GradientClip(1.0).")
         saved = self.saved(ledger)
         self._books[ledger.index] = _Fired(Count.empty(ledger.plan).restored(saved.get("count", {})))
 
@@ -77,7 +80,7 @@ class GradientValueClip(CalibratedCallback):
         if fired.device.type == "cpu" and not fired:
             return
         ledger.unscale()
-        bounds = torch.where(over, self.max_value, torch.inf).unbind()
+        bounds = tops.new_full((), self.max_value / ledger.completion).where(over, torch.inf).unbind()
         pairs = zip(ledger.plan.tensors, bounds, strict=True)
         for tensor, bound in pairs:
             if bound.device.type != "cpu" or bound < torch.inf:
@@ -116,6 +119,7 @@ class GradientCentralize(CalibratedCallback):
         Equation 1.
     """
 
+    works_loose = True
     extra_reading = "gradients are read again behind GradientCentralize"
 
     def start(self, session: Session) -> None:
@@ -129,8 +133,7 @@ class GradientCentralize(CalibratedCallback):
     def act(self, ledger: Ledger) -> None:
         """Centralise them; the norms change, so they must be read again."""
         ledger.unscale()
-        for i in self._books[ledger.index].members:
-            centralize_(ledger.plan, i)
+        centralize_all_(ledger.plan, self._books[ledger.index].members)
         ledger.forget()
 
 

@@ -23,6 +23,7 @@ from lightning_calib.callbacks.window import Window
 from lightning_calib.functional.checks import check_choice, check_count, message
 from lightning_calib.functional.finiteness import Bad, look_closer
 from lightning_calib.functional.plan import Plan
+from lightning_calib.functional.sharding import whole
 from lightning_calib.report.incident import Incident, NonFiniteGradientError, describe, hopeless
 
 
@@ -124,7 +125,7 @@ class NonFiniteGuard(CalibratedCallback):
     def on_before_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", loss: Tensor) -> None:
         """Keep the loss, on its device."""
         if self._session is not None and self._window.micros:
-            self._window.micros[-1].losses.append(loss.detach())
+            self._window.micros[-1].losses.append(whole(loss.detach()))
 
     def on_train_batch_end(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
@@ -149,7 +150,7 @@ class NonFiniteGuard(CalibratedCallback):
         self._window.stepped = True
         if bool(ledger.total(ledger.reading()).isfinite()):
             return
-        bad = look_closer(ledger.plan.names, ledger.gradients)
+        bad = look_closer(ledger.plan, ledger.gradients)
         if not bad:
             # Every element is finite, only their float32 norm is not (it overflows from 1.8e19 on).
             norm = ledger.total(ledger.remeasure_wide())
@@ -181,11 +182,12 @@ class NonFiniteGuard(CalibratedCallback):
         book.incident()
         limit = self._limit(book)
         parts = trainer.accumulate_grad_batches if session.module.automatic_optimization else 1
+        deepest = max(bad, key=lambda one: self._order.get(one.name, -1))
         incident = Incident(
             where=f"step {trainer.global_step} (epoch {trainer.current_epoch}, batch {self._window.index})",
             bad=len(bad),
             tensors=len(ledger.plan.tensors),
-            deepest=str(max(bad, key=lambda one: self._order.get(one.name, -1))),
+            deepest=str(deepest),
             loss=self._window.loss(parts / (scale or 1.0)),
             rate=float(ledger.optimizer.param_groups[0]["lr"]),
             scale=scale,
@@ -195,6 +197,7 @@ class NonFiniteGuard(CalibratedCallback):
         text = describe(incident, self._outcome(book, limit, seen=seen_by_scaler(ledger)))
         saved = self._keeper.save(text, source.evidence, trainer.global_rank, trainer.global_step)
         book.remember(text)
+        ledger.incidents.append((session.step, deepest.name, text))
         if book.loud:
             warn(f"{text} {saved}".strip())
         if limit:

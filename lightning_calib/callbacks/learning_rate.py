@@ -19,6 +19,7 @@ from lightning_calib.callbacks.travel import Travel
 from lightning_calib.callbacks.voice import warn
 from lightning_calib.functional.checks import check_number, message
 from lightning_calib.functional.segments import Segments
+from lightning_calib.functional.sharding import whole
 from lightning_calib.schedules.rule import Measurement, Rule
 
 _EARLY = {
@@ -134,7 +135,6 @@ class LearningRateControl(CalibratedCallback):
 
     def _forget_loss(self) -> None:
         self._loss: Tensor | None = None
-        self._parts = 0
 
     def on_train_batch_start(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
@@ -146,10 +146,9 @@ class LearningRateControl(CalibratedCallback):
     def on_before_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", loss: Tensor) -> None:
         """Add the loss to this window's, as Lightning has it: divided by the number of micro-batches."""
         if self._session is not None and self.rule.needs_loss:
-            scaler = self._session.scaler
-            part = loss.detach().clone() if scaler is None else loss.detach() / scaler._scale
+            scaler, loss = self._session.scaler, whole(loss.detach())
+            part = loss.clone() if scaler is None else loss / scaler._scale
             self._loss = part if self._loss is None else self._loss + part
-            self._parts += 1
 
     def on_before_optimizer_step(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", optimizer: Optimizer
@@ -187,14 +186,10 @@ class LearningRateControl(CalibratedCallback):
                 f"{self.label} needs the loss of every step for {self.rule}, and there was none since the last one. "
                 "Call `self.manual_backward(loss)` right before each optimizer's own step."
             )
-        loss, parts = self._loss, 1.0
-        if session.module.automatic_optimization:
-            # Lightning divides by the full number in the last, short window too: loss and gradient alike.
-            parts = session.trainer.accumulate_grad_batches / self._parts
+        loss = self._loss
         if session.trainer.world_size > 1:
             loss = session.trainer.strategy.reduce(loss, reduce_op="mean")
-        found = book.measurement(loss * parts)
-        return found._replace(norms=found.norms * parts)
+        return book.measurement(loss * ledger.completion)
 
     def row(self, ledger: Ledger) -> Row:
         """The rates."""

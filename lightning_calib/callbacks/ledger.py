@@ -1,5 +1,6 @@
 """One optimizer's record: who it is, and this step's reading."""
 
+from collections import deque
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,6 +16,8 @@ from lightning_calib.functional.plan import Plan, tensors_of
 from lightning_calib.functional.rescale import rescale_
 from lightning_calib.functional.segments import Segments
 
+_INCIDENTS = 20
+
 
 class Ledger:
     """What our callbacks share about one optimizer; the first of them opens it at each step.
@@ -28,6 +31,8 @@ class Ledger:
         reduced: 0-d bools, one for each of ours that acted: whether it reduced anything.
         before: The 2-norm as the first of ours saw it, 0-d.
         final: The 2-norm as the last of ours left it, 0-d; None where nobody needs to know.
+        incidents: The last bad steps since the last row of which NonFiniteGuard knows more: step, tensor, sentence.
+        completion: What makes the reading that of a whole window of micro-batches: 1 but in a short one.
     """
 
     def __init__(
@@ -37,6 +42,8 @@ class Ledger:
         self.units, self.scaler = units, scaler
         self.lay_plan()
         self.tally = Tally.empty(self.plan)
+        self.completion = 1.0
+        self.incidents: deque[tuple[int, str, str]] = deque(maxlen=_INCIDENTS)
         self.opened = self.live = self.stepped = self.turn = False
         self.rates: dict[str, float | Tensor] = {}
         self.rates_in_step = Rates(optimizer)
@@ -82,7 +89,7 @@ class Ledger:
         self.readings: dict[float, Reading] = {}
 
     def reading(self, norm_type: float = 2.0) -> Reading:
-        """The norms as the gradients are now, in unscaled units; measured once, then kept up by arithmetic."""
+        """The norms as the gradients are now: unscaled, of a whole window; read once, then kept up by arithmetic."""
         if norm_type not in self.readings:
             self.readings[norm_type] = self.measure(norm_type)
         return self.readings[norm_type]
@@ -99,8 +106,10 @@ class Ledger:
         self.forget()
 
     def measure(self, norm_type: float = 2.0, dtype: torch.dtype | None = None) -> Reading:
-        """Read the gradients."""
+        """Read the gradients, as those of a whole window: Lightning divides those of a short one by as many parts."""
         found = measure(self.plan, self.gradients, norm_type, self.units, dtype)
+        if self.completion != 1.0:
+            found = found.rescaled(found.pieces.new_full((1,), self.completion))
         if self.scale is None:
             return found
         return found.rescaled(self.scale.reciprocal().to(found.pieces).reshape(1))

@@ -4,21 +4,22 @@ from typing import Any, Literal, NamedTuple
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import LBFGS, Optimizer
+
+from lightning_calib.functional.plan import tensors_of
+from lightning_calib.functional.sharding import why_not
 
 # Strategies whose gradients are shards without a shape, or are not there at all when the hook runs.
 _STRATEGIES = {
     "DeepSpeedStrategy": (
         "DeepSpeed keeps the gradients to itself, so that the hook sees none",
-        "Set `gradient_clipping` in DeepSpeed's own configuration",
+        "Set `gradient_clipping` in DeepSpeed's own configuration, or use FSDP2 (`ModelParallelStrategy`)",
     ),
     "FSDPStrategy": (
         "FSDP1 shows each rank a flat shard, whose norms are not the tensors' norms",
-        "Use DDP, or call the root module's own `clip_grad_norm_`",
+        "Use FSDP2 (`ModelParallelStrategy`, with `fully_shard` in `configure_model`), DDP, or in a hook of yours the "
+        "root module's own `clip_grad_norm_`",
     ),
 }
 
@@ -36,12 +37,7 @@ def unsupported_optimizer(optimizer: Optimizer) -> str | None:
     """Why this optimizer's gradients cannot be judged once per step, with the way out; None where they can."""
     if isinstance(optimizer, LBFGS):
         return several_closures(optimizer)
-    if any(isinstance(tensor, DTensor) for group in optimizer.param_groups for tensor in group["params"]):
-        return (
-            "Sharded parameters (DTensor) are not supported yet: a shard's norm is not the tensor's norm. "
-            "Use DDP, or `torch.nn.utils.clip_grad_norm_`, which reduces over the mesh."
-        )
-    return None
+    return why_not(tensors_of(optimizer))
 
 
 BYPASSED = (
@@ -76,7 +72,7 @@ class TrainerClip(NamedTuple):
 def trainer_clip(trainer: "pl.Trainer", module: "pl.LightningModule") -> TrainerClip:
     """Find out who clips after our callbacks."""
     value = float(trainer.gradient_clip_val or 0.0)
-    if is_overridden("configure_gradient_clipping", module, pl.LightningModule):
+    if overrides("configure_gradient_clipping", module):
         return TrainerClip("module", value)
     if value <= 0:
         return TrainerClip(None, 0.0)
@@ -99,10 +95,15 @@ def pending_scale(scaler: Any | None, optimizer: Optimizer) -> Tensor | None:
     return scale
 
 
-def touches_gradients(callback: Callback) -> bool:
-    """Whether a callback that is not ours has code of its own at the moment when gradients may be changed."""
-    hook = callback.on_before_optimizer_step
-    return getattr(hook, "__func__", hook) is not Callback.on_before_optimizer_step
+def overrides(hook: str, instance: object) -> bool:
+    """Whether a module or a callback has code of its own for a hook.
+
+    Lightning's own is told by where it is defined: there are two packages of it, and neither's classes are the other's.
+    """
+    if hook in vars(instance):
+        return True
+    owner = next(kind for kind in type(instance).__mro__ if hook in vars(kind))
+    return owner.__module__.split(".")[0] not in ("lightning", "pytorch_lightning")
 
 
 def overwrites_gradients(optimizer: Optimizer) -> bool:

@@ -1,8 +1,11 @@
 """Observe gradients, and say what they are like."""
 
+from typing import Any
+
 import lightning.pytorch as pl
 
 from lightning_calib.callbacks.base import CalibratedCallback
+from lightning_calib.callbacks.dashboard import Dashboard, dashboard_of
 from lightning_calib.callbacks.ledger import Ledger
 from lightning_calib.callbacks.session import Session
 from lightning_calib.callbacks.sketch import Sketch, SketchBook
@@ -19,9 +22,10 @@ class GradientMonitor(CalibratedCallback):
     Args:
         every_n_steps: Log a row every so many batches that step, at least 1; None follows the Trainer's
             ``log_every_n_steps``. Spikes between two rows stay visible in ``calib/grad_norm_max``.
-        layers: Whether to write a summary per layer for a dashboard. This release writes scalars only: True and False
-            do the same.
-        histograms: Whether to write histograms of gradients. Not in this release: True is refused.
+        layers: Whether to write the records of the "Gradients" tab, and charts for the other tabs, where a logger is
+            TensorBoard's. False writes scalars only.
+        histograms: Whether the first and every tenth row also counts the elements of the gradient by their magnitude,
+            per module, before and after: one more read of all gradients each.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -51,10 +55,19 @@ class GradientMonitor(CalibratedCallback):
         The last two are exact for tensors of up to 2^16 elements and estimated from 2^16 elements beyond. With several
         optimizers every tag ends in ``/0``, ``/1``, ...
 
+        With a ``TensorBoardLogger`` also, as tensors for the tab: ``calib/layers.<digest>`` (for each parameter the
+        norm of its gradient before and after and the largest since the last row, and the norms of weight and update),
+        ``calib/globals``, ``calib/events``, and with ``histograms`` ``calib/hist.<digest>``; once, a Custom Scalars
+        layout and the text ``calib/how to read``.
+
     Checkpoint:
-        The counters, and up to 4,096 norms for the summary (16 kB per optimizer).
+        The counters, and up to 4,096 norms for the summary (16 kB per optimizer). With the tab: the largest norms since
+        the last row, the record that is being filled, and what the events remember (about 100 bytes per parameter).
 
     Note:
+        Above 1,000 rows a record holds the largest of 2, 4, 8, ... rows: 5,977 records for 10^6 rows. Trouble while
+        writing the tab's records is told once and ends them, not the run.
+
         With a fused optimizer under a GradScaler the gradients still carry the scale: the norms are divided by it.
         Under DeepSpeed, FSDP1, LBFGS or sharded parameters the callback says so once, and logs nothing.
     """
@@ -66,18 +79,31 @@ class GradientMonitor(CalibratedCallback):
         super().__init__()
         if every_n_steps is not None:
             check_count("every_n_steps", every_n_steps, "Use 50, or None to follow the Trainer.", 1)
-        check_flag("layers", layers, "Use True.")
-        check_flag("histograms", histograms, "Use False.")
-        if histograms:
-            raise ValueError("`histograms` must be False in this release, got True. Histograms are not written yet.")
+        check_flag("layers", layers, "Use True for the dashboard, False for scalars only.")
+        check_flag("histograms", histograms, "Use True to count magnitudes every tenth row.")
         self.every_n_steps, self.layers, self.histograms = every_n_steps, layers, histograms
         self._facts: list[Facts] = []
+
+    def start(self, session: Session) -> None:
+        """Open the dashboard, if a logger is TensorBoard's."""
+        if self.layers:
+            saved = self._saved.get("dashboard") or {}
+            session.dashboard = dashboard_of(session, histograms=self.histograms, sketch=self.sketch, saved=saved)
+        told = session.dashboard.furnish() if session.dashboard is not None else None
+        if told:
+            say(told)
 
     def lay(self, ledger: Ledger) -> None:
         """Take up the norms seen so far."""
         book = SketchBook(Sketch.empty(ledger.plan))
         book.restore(self.saved(ledger))
         self._books[ledger.index] = book
+        if self._dashboard is not None:
+            self._dashboard.lay(ledger)
+
+    @property
+    def _dashboard(self) -> Dashboard | None:
+        return self._session.dashboard if self._session is not None else None
 
     def observe(self, ledger: Ledger) -> None:
         """Remember the norm."""
@@ -90,15 +116,30 @@ class GradientMonitor(CalibratedCallback):
         epoch = trainer.current_epoch + 1
         seen = self._session is not None and any(one.tally.steps for one in self._session.ledgers.values())
         if seen and epoch & (epoch - 1) == 0:
-            say(f"after {epoch} epoch{'' if epoch == 1 else 's'}: {self.summary()}")
+            text = self.summary()
+            say(f"after {epoch} epoch{'' if epoch == 1 else 's'}: {text}")
+            if self._dashboard is not None:
+                self._dashboard.summarise(text)
 
     def summary(self) -> str:
         """What the gradients of this fit were like so far, and what to change: at most three sentences."""
         return summarise(_collect(self._session, self) if self._session is not None else self._facts)
 
     def finish(self, session: Session) -> None:
-        """Keep the facts for `summary`."""
-        self._facts = _collect(session, self)
+        """Keep the facts for `summary`, and close the dashboard."""
+        dashboard = session.dashboard
+        try:
+            self._facts = _collect(session, self)
+            if dashboard is not None and any(facts.steps for facts in self._facts):
+                dashboard.summarise(summarise(self._facts))
+        finally:
+            if dashboard is not None:
+                dashboard.finish()
+
+    def state_dict(self) -> dict[str, Any]:
+        """With what the dashboard remembers."""
+        state = super().state_dict()
+        return state if self._dashboard is None else {**state, "dashboard": self._dashboard.saved()}
 
     def knows(self, ledger: Ledger) -> bool:
         """Whether it was prepared for this optimizer: training may break off before."""
@@ -136,8 +177,7 @@ def _facts(session: Session, ledger: Ledger, sketch: Sketch) -> Facts:
 def _clippers(session: Session, ledger: Ledger) -> list[Clipper]:
     found = []
     for one in session.ours:
-        if one.clips:
-            count = one.count(ledger)
+        if one.clips and (count := one.count(ledger)).steps:  # none where its rules leave this optimizer alone
             found.append(Clipper(one.label, float(count.fired) / max(1, count.steps), one.how if one.acts else "dry"))
     if session.clip.how is not None:
         known = int(ledger.tally.known)

@@ -77,13 +77,20 @@ class PreciseBatchNorm(Callback):
         self._stale = False
         self._averaged = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickling and copying: without the module, whose methods the Trainer has put here."""
+        return {key: value for key, value in self.__dict__.items() if key not in ("log", "log_dict")}
+
     # Who may use it
 
     def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Refuse what cannot be right."""
         kinds = [kind.__name__ for kind in type(trainer.strategy).__mro__ if kind.__name__ in _UNSUPPORTED]
         if kinds:
-            _refuse(f"{kinds[0]} is not supported: outside its own forward the parameters are not whole. Use DDP.")
+            _refuse(
+                f"{kinds[0]} is not supported: outside its own forward the parameters are not "
+                "whole. Use FSDP2 (`ModelParallelStrategy`) or DDP."
+            )
         if self.forward is None and not pl_module.automatic_optimization:
             _refuse(f"With manual optimization `training_step` would take optimizer steps. {_FORWARD}")
         if self.forward is None and is_param_in_hook_signature(pl_module.training_step, "dataloader_iter", True):

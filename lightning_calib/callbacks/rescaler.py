@@ -36,7 +36,7 @@ def as_policy(name: str, rule: object) -> Policy | None:
 class Rescaler(CalibratedCallback):
     """Rescales every segment of its scope towards its policy's target: to min(t, n), or to t itself."""
 
-    clips = True
+    clips = works_loose = True
 
     def __init__(
         self,

@@ -1,5 +1,6 @@
 """The row: what one logged step tells, brought to the host in one copy and given to every logger."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
@@ -11,6 +12,7 @@ from lightning_calib.callbacks.ledger import Ledger
 from lightning_calib.functional.plan import wide_dtype
 
 if TYPE_CHECKING:
+    from lightning_calib.callbacks.dashboard import Dashboard
     from lightning_calib.callbacks.session import Session
 
 Row = dict[str, Tensor | float]
@@ -22,7 +24,7 @@ def step_row(session: "Session", ledger: Ledger, after: After) -> Row:
     if ledger.turn and ledger.before is not None:
         row["calib/grad_norm_before"] = ledger.before
     if tally.window_steps:
-        row["calib/grad_norm_max"] = tally.window_max
+        row["calib/grad_norm_max"] = tally.window_max.where(tally.window_max >= 0, torch.nan)
     row |= _taken(session, ledger, after)
     fraction = _fraction(session, ledger, after)
     if fraction is not None and (session.watched or any(callback.clips for callback in session.ours)):
@@ -43,9 +45,9 @@ def _taken(session: "Session", ledger: Ledger, after: After) -> Row:
     if after.used is not None:
         row["calib/grad_norm_after"] = after.used
     if after.update is not None:
-        row["calib/update_norm"], ratio = after.update
-        if ratio is not None:
-            row["calib/update_ratio"] = ratio
+        row["calib/update_norm"] = after.update.update
+        if after.update.ratio is not None:
+            row["calib/update_ratio"] = after.update.ratio
     return row
 
 
@@ -63,7 +65,7 @@ def _state(session: "Session", ledger: Ledger) -> Row:
     """What GradientMonitor adds: rates, counters, the GradScaler's scale."""
     row: Row = {**(ledger.rates if ledger.turn else {}), **counters(ledger)}
     if session.clip.how == "norm":
-        row["calib/clip_threshold"] = session.clip.value
+        row["calib/clip_threshold"] = session.clip.value * ledger.completion
     return row
 
 
@@ -76,20 +78,25 @@ def counters(ledger: Ledger) -> Row:
     }
 
 
-def write(trainer: "pl.Trainer", row: Row, step: int) -> None:
-    """One ``log_metrics`` per logger, and ``callback_metrics`` for ModelCheckpoint and EarlyStopping."""
-    host = _as_floats(row)
+def write(trainer: "pl.Trainer", row: Row, step: int, dashboard: "Dashboard | None" = None) -> None:
+    """One ``log_metrics`` per logger, ``callback_metrics`` for ModelCheckpoint and EarlyStopping, and the dashboard."""
+    host, rest = on_host(row, dashboard.gathered if dashboard is not None else ())
     for logger in trainer.loggers:
         logger.log_metrics(host, step=step)
     trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in host.items()})
+    if dashboard is not None:
+        dashboard.tell(host, rest, step)
 
 
-def _as_floats(row: Row) -> dict[str, float]:
-    """All values in one copy."""
-    tensors = {tag: value.detach() for tag, value in row.items() if isinstance(value, Tensor)}
+def on_host(row: Row, more: Sequence[Tensor] = ()) -> tuple[dict[str, float], list[Tensor]]:
+    """A row's values, and tensors of any shape as float64 (float32 on MPS), brought to the host in one copy."""
+    tensors = [value.detach() for value in (*row.values(), *more) if isinstance(value, Tensor)]
     if not tensors:
-        return {tag: float(value) for tag, value in row.items()}
-    device = next(iter(tensors.values())).device
-    values = torch.stack([value.to(device, wide_dtype(device)).reshape(()) for value in tensors.values()]).tolist()
-    copied = dict(zip(tensors, values, strict=True))
-    return {tag: copied[tag] if tag in copied else float(value) for tag, value in row.items()}
+        return {tag: float(value) for tag, value in row.items()}, []
+    device = tensors[0].device
+    flat = torch.cat([value.to(device, wide_dtype(device)).reshape(-1) for value in tensors]).cpu()
+    sizes = [value.numel() for value in tensors]
+    parts = [part.view(value.shape) for part, value in zip(torch.split(flat, sizes), tensors, strict=True)]
+    scalars = iter(parts[: len(tensors) - len(more)])
+    host = {tag: float(next(scalars) if isinstance(value, Tensor) else value) for tag, value in row.items()}
+    return host, parts[len(tensors) - len(more) :]

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -14,8 +13,8 @@ from lightning_calib.callbacks.ledger import Ledger
 from lightning_calib.callbacks.modes import (
     BYPASSED,
     grad_scaler,
+    overrides,
     several_closures,
-    touches_gradients,
     trainer_clip,
     unsupported_optimizer,
 )
@@ -24,6 +23,7 @@ from lightning_calib.callbacks.tally import Tally
 
 if TYPE_CHECKING:
     from lightning_calib.callbacks.base import CalibratedCallback
+    from lightning_calib.callbacks.dashboard import Dashboard
 
 
 class Session:
@@ -35,7 +35,7 @@ class Session:
         self.scaler = grad_scaler(trainer)
         self.clip = trainer_clip(trainer, module)
         self.behind_foreign, foreign_last = _foreigners(trainer.callbacks, ours)  # type: ignore[attr-defined]
-        unseen = foreign_last or is_overridden("on_before_optimizer_step", module, pl.LightningModule)
+        unseen = foreign_last or overrides("on_before_optimizer_step", module)
         # Whether what the optimizer uses follows from what ours leave; else it is only seen, on logged steps.
         self.foreseeable = self.clip.how in (None, "norm") and not unseen
         self.watched = any(callback.watches for callback in ours)
@@ -45,6 +45,7 @@ class Session:
         )
         self.backwards = 0
         self.given_up: set[int] = set()
+        self.dashboard: Dashboard | None = None  # GradientMonitor's, where it has one
         self.ledgers: dict[int, Ledger] = {}
         self.afters: dict[int, After] = {}
         for optimizer in trainer.optimizers:
@@ -119,8 +120,9 @@ class Session:
             self._give_up(ledger, several_closures(ledger.optimizer))
             return
         self.settle(ledger)
-        fresh = self.backwards > ledger.backwards or not self.module.automatic_optimization
-        ledger.backwards = self.backwards
+        passes, ledger.backwards = self.backwards - ledger.backwards, self.backwards
+        fresh = passes > 0 or not self.module.automatic_optimization
+        ledger.completion = self._completion(passes)
         if ledger.open():
             for callback in self.ours:
                 callback.lay(ledger)
@@ -132,8 +134,16 @@ class Session:
             ledger.note_rates()
         if ledger.live:
             ledger.before = ledger.total(ledger.reading())
+            if self.dashboard is not None:
+                self.dashboard.witness(ledger)
             for callback in self.ours:
                 callback.inspect(ledger)
+
+    def _completion(self, passes: int) -> float:
+        """Lightning divides every loss by the full number of micro-batches, also in a window that has fewer."""
+        if passes == 0 or not self.module.automatic_optimization:
+            return 1.0
+        return max(1.0, self.trainer.accumulate_grad_batches / passes)
 
     def close(self, ledger: Ledger) -> None:
         """End of our part of the step: count it, and prepare to see what the optimizer makes of it."""
@@ -146,7 +156,7 @@ class Session:
             if self.due or self.clip.how == "norm" or 2.0 in ledger.readings:
                 ledger.final = ledger.total(ledger.reading())
             if ledger.final is not None and self.foreseeable:
-                left, by_trainer = self._left(ledger.final)
+                left, by_trainer = self._left(ledger, ledger.final)
                 tally, reduced = tally.add_left(ledger.before, left, by_trainer), reduced | by_trainer
         ledger.tally = tally.add_step(ledger.before, reduced)
         for callback in self.ours:
@@ -154,10 +164,10 @@ class Session:
         if self.due and ledger.live:
             self.afters[id(ledger.optimizer)].prepare()
 
-    def _left(self, final: Tensor) -> tuple[Tensor, Tensor]:
+    def _left(self, ledger: Ledger, final: Tensor) -> tuple[Tensor, Tensor]:
         if self.clip.how is None:
             return final, torch.zeros_like(final).bool()
-        share = trainer_share(self.clip, final)
+        share = trainer_share(self.clip, final, ledger.completion)
         return final * share, (share < 1) & final.isfinite()
 
     def settle(self, ledger: Ledger) -> None:
@@ -176,9 +186,13 @@ class Session:
         """The counts by optimizer as a checkpoint wants them: as they will be when a pending row is written."""
         pending = self.row_pending
         return {
-            ledger.index: ledger.tally.new_window() if pending and ledger.opened else ledger.tally
+            ledger.index: ledger.tally.new_window() if pending and self.in_row(ledger, ledger.opened) else ledger.tally
             for ledger in self.ledgers.values()
         }
+
+    def in_row(self, ledger: Ledger, turn: bool) -> bool:
+        """Whether it has a part in a row that is due: also, under manual optimization, if it rests in that batch."""
+        return turn or (ledger.tally.window_steps > 0 and not self.module.automatic_optimization)
 
     def flush(self) -> None:
         """At the end of the batch: settle every optimizer and, if it is due, write the row."""
@@ -186,15 +200,15 @@ class Session:
         for key, ledger in self.ledgers.items():
             ledger.turn = ledger.opened
             self.settle(ledger)
-            # Under manual optimization an optimizer may rest on the very batch whose row is due.
-            waiting = ledger.tally.window_steps > 0 and not self.module.automatic_optimization
-            if self.due and (ledger.turn or waiting):
+            if self.due and self.in_row(ledger, ledger.turn):
                 mine = step_row(self, ledger, self.afters[key])
                 row |= {tag + ledger.suffix: value for tag, value in mine.items()}
+                if self.dashboard is not None:
+                    self.dashboard.gather(ledger)
                 self.afters[key].clear()
                 ledger.tally = ledger.tally.new_window()
         if row:
-            write(self.trainer, row, self.step)
+            write(self.trainer, row, self.step, self.dashboard)
 
     def attach(self) -> None:
         """Hook into torch's own step: the only place where what the optimizer used can be seen."""
@@ -220,7 +234,7 @@ def _foreigners(callbacks: list[Callback], ours: "list[CalibratedCallback]") -> 
     for callback in callbacks:
         mine = next((one for one in ours if one is callback), None)
         if mine is None:
-            foreign = foreign or (met and touches_gradients(callback))
+            foreign = foreign or (met and overrides("on_before_optimizer_step", callback))
         elif foreign:
             behind.add(mine)
             foreign = False

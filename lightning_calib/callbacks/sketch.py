@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_calib.callbacks.stored import on_device, to_host
+from lightning_calib.functional.estimators import quantile
 from lightning_calib.functional.plan import Plan
 
 _CAPACITY = 4096
@@ -46,6 +47,12 @@ class Sketch(NamedTuple):
         """Quantiles of what was kept; nan where nothing was."""
         kept = self.values[~self.values.isnan()]
         return kept.quantile(kept.new_tensor(fractions)).tolist() if kept.numel() else [float("nan")] * len(fractions)
+
+    def quantiles_of(self, *fractions: float) -> Tensor:
+        """The same on the device, so that nothing waits for it; inf where nothing was kept."""
+        ascending = self.values[: max(1, -(-self.seen // self.stride))].sort().values.unsqueeze(0)  # nan comes last
+        count = (~ascending.isnan()).sum(1)
+        return torch.cat([quantile(ascending, count, fraction) for fraction in fractions])
 
 
 class SketchBook:

@@ -14,7 +14,7 @@ class Tally(NamedTuple):
     Attributes:
         window_steps: Since the last log: steps with a gradient.
         window_reduced: Since the last log: steps on which the gradient was reduced.
-        window_max: Since the last log: the largest finite norm, 0 if there was none.
+        window_max: Since the last log: the largest finite norm, below 0 if there was none.
         steps: Since the start, as all below: steps with a gradient.
         skipped: Steps that the optimizer did not take although its turn had come.
         kernel_skipped: The same, where a fused optimizer decided it on the device.
@@ -40,12 +40,12 @@ class Tally(NamedTuple):
         """Nothing counted."""
         count = torch.zeros((), dtype=torch.int64, device=plan.device)
         top = torch.zeros((), dtype=plan.dtype, device=plan.device)
-        return Tally(0, count, top, 0, 0, count, count, count, count, top.to(plan.wide))
+        return Tally(0, count, top - 1, 0, 0, count, count, count, count, top.to(plan.wide))
 
     def new_window(self) -> "Tally":
         """A row was written."""
         zero = torch.zeros_like(self.window_reduced)
-        return self._replace(window_steps=0, window_reduced=zero, window_max=torch.zeros_like(self.window_max))
+        return self._replace(window_steps=0, window_reduced=zero, window_max=torch.full_like(self.window_max, -1))
 
     def add_step(self, before: Tensor, reduced: Tensor) -> "Tally":
         """Count a step with the norm ``before``, ``reduced`` (0-d bool) or not by anybody known so far."""

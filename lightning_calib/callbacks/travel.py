@@ -8,6 +8,7 @@ from torch import Tensor
 from lightning_calib.functional.judge import STATE_LIMIT
 from lightning_calib.functional.norms import measure
 from lightning_calib.functional.segments import Segments
+from lightning_calib.functional.sharding import held, part_of, whole
 
 
 class Travel:
@@ -25,24 +26,30 @@ class Travel:
                 f"`{rule}` needs a copy of the starting weights, {size / 2**20:.0f} MB of every checkpoint, more than "
                 f"{STATE_LIMIT / 2**20:.0f} MB. Use a rule without distances for this model, such as InverseNorm()."
             )
-        self.start = [tensor.detach().clone() for tensor in segments.plan.tensors]
+        self.start = [held(tensor.detach()).clone() for tensor in segments.plan.tensors]
+        # Sharded weights are brought together here, where every process is, and not when a checkpoint asks for them.
+        sharded = segments.plan.shards is not None
+        self.whole = (
+            [whole(start.detach()).to("cpu", copy=True) for start in segments.plan.tensors] if sharded else None
+        )
         self.start_norms = self._norms(self.start)
 
     def distances(self) -> Tensor:
         """Shape (G,); the differences are taken in the weights' own type."""
         tensors = self.segments.plan.tensors
-        return self._norms([tensor.detach() - start for tensor, start in zip(tensors, self.start, strict=True)])
+        return self._norms([held(tensor.detach()) - start for tensor, start in zip(tensors, self.start, strict=True)])
 
     def _norms(self, values: list[Tensor]) -> Tensor:
         return self.segments.fold(measure(self.segments.plan, values))
 
     def saved(self) -> list[Tensor]:
         """For the checkpoint."""
-        return [start.cpu().clone() for start in self.start]
+        return [start.cpu().clone() for start in (self.start if self.whole is None else self.whole)]
 
     @torch.no_grad()
     def restore(self, saved: Any) -> None:
         """Take up a saved start."""
-        for start, old in zip(self.start, saved, strict=True):
-            start.copy_(old)
+        for start, old, tensor in zip(self.start, saved, self.segments.plan.tensors, strict=True):
+            start.copy_(part_of(old, tensor))
+        self.whole = self.whole and [old.clone() for old in saved]
         self.start_norms = self._norms(self.start)

@@ -1,11 +1,13 @@
 """Methods that act on elements, not on norms: clamping and centralisation."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from lightning_calib.functional.plan import Plan
+from lightning_calib.functional.sharding import held
+from lightning_calib.functional.shards import Shards
 
 
 @torch.no_grad()
@@ -27,6 +29,7 @@ def clamp_(parameters: Iterable[Tensor], max_value: float | Tensor) -> None:
         if gradient.is_sparse:
             parameter.grad = gradient = gradient.coalesce()
             gradient = gradient._values()
+        gradient = held(gradient)
         limit = torch.as_tensor(max_value, dtype=gradient.dtype, device=gradient.device)
         gradient.clamp_(-limit, limit)
 
@@ -45,7 +48,39 @@ def centralize_(plan: Plan, i: int) -> None:
     gradient = plan.tensors[i].grad
     if gradient is None or gradient.is_sparse or gradient.ndim < 2 or gradient.numel() == 0:
         return
-    view, inside = plan.unit_view(i, gradient)
+    view, inside = plan.unit_view(i, held(gradient))
     if all(view.shape[dim] == 1 for dim in inside):
         return
     view.sub_(view.mean(dim=inside, keepdim=True))
+
+
+@torch.no_grad()
+def centralize_all_(plan: Plan, members: Sequence[int]) -> None:
+    """The same for several tensors; where processes share the fan-in among them, one collective per mesh for all."""
+    shards = plan.shards
+    split = [] if shards is None else [i for i in members if plan.tensors[i].ndim > 1 and shards.splits_units(i)]
+    for i in members:
+        if i not in split:
+            centralize_(plan, i)
+    if split and shards is not None:
+        _centralize_split_(plan, shards, set(split))
+
+
+def _centralize_split_(plan: Plan, shards: Shards, members: set[int]) -> None:
+    parts = {i: held(gradient) for i in members if (gradient := plan.tensors[i].grad) is not None}
+    sums = [_sums(plan, places, i, parts.get(i)) for i, places in enumerate(shards.places)]
+    found = torch.split(shards.total_units(torch.cat([one.to(plan.device) for one in sums])), list(plan.unit_counts))
+    for i, part in parts.items():
+        fan_in, places = plan.tensors[i].numel() // plan.unit_counts[i], shards.places[i]
+        if fan_in > 1:
+            means = (found[i][places] / fan_in).to(part.device, part.dtype)
+            part.sub_(means.view(*places.shape, *[1] * (part.ndim - places.ndim)))
+
+
+def _sums(plan: Plan, places: Tensor, i: int, part: Tensor | None) -> Tensor:
+    """One float64 number for each of the places: the sum of what is held of that unit, flat."""
+    if part is None or part.numel() == 0:
+        return torch.zeros(places.numel(), dtype=torch.float64, device=places.device)
+    if plan.unit_counts[i] == 1:
+        return part.sum(dtype=torch.float64).reshape(1)
+    return part.sum(dim=tuple(range(places.ndim, part.ndim)), dtype=torch.float64).flatten()

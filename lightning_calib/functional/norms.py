@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_calib.functional.plan import Plan, moved
+from lightning_calib.functional.sharding import held, is_sharded
+from lightning_calib.functional.shards import Shards
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,11 +62,41 @@ def measure(
 
     Half types accumulate in float32: an fp16 norm above 65504 is right, a bf16 one is not rounded. Another ``dtype``,
     such as ``plan.wide``, is for elements whose squares overflow; the reading is of ``plan.dtype`` in any case.
+
+    Of DTensors each process reads what it holds, and one collective per mesh, which all processes must come to, makes
+    of it the norms of the whole: the same bits on all of them.
     """
-    by_unit = units and bool(plan.tensors)
-    take = _all_unit_norms if by_unit else _tensor_norms
-    pieces = take(plan, values, norm_type, dtype or plan.dtype)
+    by_unit, dtype = units and bool(plan.tensors), dtype or plan.dtype
+    if plan.shards is not None:
+        pieces = _over_processes(plan, plan.shards, values, norm_type, by_unit, dtype)
+    else:
+        take = _all_unit_norms if by_unit else _tensor_norms
+        pieces = take(plan, values, norm_type, dtype)
     return Reading(plan, norm_type, pieces.to(plan.dtype), by_unit=units)
+
+
+def _over_processes(
+    plan: Plan, shards: Shards, values: Sequence[Tensor | None], norm_type: float, by_unit: bool, dtype: torch.dtype
+) -> Tensor:
+    values = [None if value is None else held(value) for value in values]
+    if not by_unit:
+        return shards.norms(_tensor_norms(plan, values, norm_type, dtype), norm_type)
+    each = [_held_unit_norms(plan, shards, i, value, norm_type, dtype) for i, value in enumerate(values)]
+    return shards.norms(torch.cat([moved(norms, plan.device) for norms in each]), norm_type, units=True)
+
+
+def _held_unit_norms(
+    plan: Plan, shards: Shards, i: int, value: Tensor | None, norm_type: float, dtype: torch.dtype
+) -> Tensor:
+    """Norms of what this process holds of the units at ``shards.places[i]``, in that order."""
+    if not is_sharded(plan.tensors[i]):
+        return _unit_norms(plan, i, value, norm_type, dtype)
+    places = shards.places[i]
+    if value is None or value.numel() == 0:
+        return torch.zeros(places.numel(), dtype=dtype, device=plan.device)
+    if plan.unit_counts[i] == 1:
+        return _norms_over(value.reshape(1, -1), (1,), norm_type, dtype)
+    return _norms_over(value, tuple(range(places.ndim, value.ndim)), norm_type, dtype).flatten()
 
 
 def _tensor_norms(plan: Plan, values: Sequence[Tensor | None], norm_type: float, dtype: torch.dtype) -> Tensor:

@@ -13,6 +13,8 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from torch.optim import Optimizer
 
 from lightning_calib.functional.checks import message
+from lightning_calib.functional.sharding import is_sharded
+from lightning_calib.functional.shards import Shards
 
 Source = nn.Module | Optimizer | Iterable[Tensor]
 
@@ -121,6 +123,11 @@ class Plan:
         return torch.float64 if wide else torch.float32
 
     @cached_property
+    def shards(self) -> Shards | None:
+        """How the tensors are spread over processes; None unless some are DTensors."""
+        return Shards.of(self.tensors, self.unit_counts, self.transposed)
+
+    @cached_property
     def wide(self) -> torch.dtype:
         """For sums of many norms: their squares overflow and underflow in float32 long before the norms do."""
         return wide_dtype(self.device)
@@ -151,7 +158,7 @@ class Plan:
         """Small tensors whose units have the same length, so that one call can read them all."""
         alike: dict[tuple[object, ...], list[int]] = {}
         for i, tensor in enumerate(self.tensors):
-            if 0 < tensor.numel() <= _SMALL and not self.transposed[i] and not tensor.is_complex():
+            if 0 < tensor.numel() <= _SMALL and not (self.transposed[i] or tensor.is_complex() or is_sharded(tensor)):
                 length = tensor.numel() // self.unit_counts[i]
                 alike.setdefault((length, tensor.dtype, tensor.device), []).append(i)
         return tuple(
@@ -184,7 +191,9 @@ class Plan:
         return same and all(tensor.shape == shape for tensor, shape in zip(tensors, self.shapes, strict=True))
 
     def gradients(self) -> list[Tensor | None]:
-        """The gradients now, None where there is none."""
+        """The gradients now, None where there is none; those of sharded parameters are placed as these are."""
+        if self.shards is not None:
+            self.shards.settle_gradients()
         return [tensor.grad for tensor in self.tensors]
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_calib.functional.plan import Plan, moved
+from lightning_calib.functional.sharding import held, is_sharded
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -20,8 +21,11 @@ def rescale_(plan: Plan, gradients: Sequence[Tensor | None], factors: Tensor) ->
     """Multiply the gradients in place by ``factors``: (1,) for all, (T,) per tensor, (U,) per unit.
 
     A factor of exactly 1 keeps the bits. Where the factors lie on the CPU they are looked at, and only what
-    changes is written; on another device everything is multiplied, so that nothing waits for the host.
+    changes is written; on another device everything is multiplied, so that nothing waits for the host. Of a DTensor
+    each process multiplies what it holds.
     """
+    if plan.shards is not None:
+        gradients = [None if one is None else held(one) for one in gradients]
     if factors.numel() == 1 or factors.numel() == len(plan.tensors):
         _rescale_tensors(gradients, factors)
     else:
@@ -78,6 +82,9 @@ def _rescale_units(plan: Plan, gradients: Sequence[Tensor | None], factors: Tens
 def _by_rows(plan: Plan, i: int, gradient: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
     """A view of the gradient and the factors of its units, shaped so that one multiplies the other."""
     factors = moved(factors, gradient.device)
+    if plan.shards is not None and is_sharded(plan.tensors[i]) and plan.unit_counts[i] > 1:
+        factors = factors[plan.shards.places[i]]
+        return gradient, factors.view(*factors.shape, *[1] * (gradient.ndim - factors.ndim))
     if gradient.is_sparse and gradient.ndim > 1:
         # Rows that occur twice share a factor, so an uncoalesced gradient needs no coalescing here.
         values = gradient._values()

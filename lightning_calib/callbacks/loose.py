@@ -1,0 +1,87 @@
+"""Our callbacks in a Fabric loop, where nothing but the one hook is called: what acts acts, and nothing is logged."""
+
+from typing import TYPE_CHECKING, Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_calib.callbacks.ledger import Ledger
+from lightning_calib.callbacks.modes import unsupported_optimizer, unsupported_strategy
+from lightning_calib.callbacks.voice import say
+
+if TYPE_CHECKING:
+    from lightning_calib.callbacks.base import CalibratedCallback
+
+_REMEDY = "Use a Trainer, or `lightning_calib.functional.clip_grad_`, which clips in any loop."
+
+
+class Loose:
+    """What one callback needs of a session, without the others: the module, and a record of each optimizer.
+
+    Optimizers are numbered in the order of their first steps, which a resumed run must keep.
+    """
+
+    def __init__(self, callback: "CalibratedCallback", fabric: Any, module: Any) -> None:
+        self.callback, self.module, self.ours = callback, _bare(module), [callback]
+        self.scaler = getattr(fabric.strategy.precision, "scaler", None)
+        self.ledgers: dict[int, Ledger] = {}
+
+    def turn(self, optimizer: Optimizer) -> None:
+        """Judge and rescale this step's gradients."""
+        optimizer = getattr(optimizer, "optimizer", optimizer)  # Fabric's wrapper knows the groups, but not the scaler
+        ledger = self.ledgers.get(id(optimizer))
+        if ledger is None:
+            ledger = self._add(optimizer)
+        elif ledger.open():
+            self.callback.lay(ledger)
+        ledger.scale = self._pending(optimizer)
+        if ledger.live:
+            self.callback.act(ledger)
+
+    def _add(self, optimizer: Optimizer) -> Ledger:
+        reason = unsupported_optimizer(optimizer)
+        if reason is not None:
+            self.callback.refuse(reason)
+        units = self.callback.needs_units
+        ledger = Ledger(len(self.ledgers), optimizer, self.module, suffix="", units=units, scaler=self.scaler)
+        self.ledgers[id(optimizer)] = ledger
+        note = self.callback.start(self)  # type: ignore[arg-type]  # it asks for no more of a session than this
+        if note and len(self.ledgers) == 1:
+            say(note)
+        self.callback.lay(ledger)
+        ledger.open()
+        return ledger
+
+    def _pending(self, optimizer: Optimizer) -> Any:
+        """The scale that is still in the gradients: Fabric takes it out inside the step, or where the user asked."""
+        if self.scaler is None or not self.scaler.is_enabled():
+            return None
+        stage = self.scaler._per_optimizer_states[id(optimizer)]["stage"]
+        return self.scaler._scale if stage.name == "READY" else None
+
+
+def loosely(callback: "CalibratedCallback", host: Any, module: nn.Module) -> Loose:
+    """Begin such a loop, or say why it cannot be.
+
+    Raises:
+        MisconfigurationException: If the callback needs more than this hook, or the host is no Fabric.
+    """
+    if not callback.works_loose:
+        raise MisconfigurationException(
+            f"{callback.label} was called outside `Trainer.fit`, and needs more than this one hook. {_REMEDY}"
+        )
+    if not hasattr(getattr(host, "strategy", None), "precision"):
+        raise MisconfigurationException(
+            f"{callback.label} was called outside `Trainer.fit` without a Fabric, so it does not know the precision. "
+            f"Pass `trainer=fabric`. {_REMEDY}"
+        )
+    reason = unsupported_strategy(host)
+    if reason is not None:
+        callback.refuse(reason)
+    return Loose(callback, host, module)
+
+
+def _bare(module: Any) -> Any:
+    """The module without Fabric's wrapper, whose names are not the user's."""
+    return module.module if type(module).__name__ == "_FabricModule" else module

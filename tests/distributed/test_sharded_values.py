@@ -1,0 +1,17 @@
+"""DTensors on two processes: every number is that of the whole tensors in one process."""
+
+from __future__ import annotations
+
+import pytest
+import ranks_values
+import torch
+from ranks import CASES
+
+NAMES = [name for name, function in CASES.items() if function.__module__ == ranks_values.__name__]
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_processes_agree_that(name, passed):
+    passed(name)
