@@ -3,13 +3,27 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint types bench-clip bench-rates clean
+.PHONY: demo test test-oldest compatibility test-browser lint types screenshots bench-clip bench-dashboard bench-rates clean
 
 demo: $(STAMP)  ## train a small CNN on handwritten digits with NonFiniteGuard, ZClip and GradientMonitor
 	$(BIN)/python examples/vision.py
 
 test: lint types  ## everything that decides whether a change is good
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+test-browser: $(STAMP)  ## the "Gradients" tab in a real browser; needs Chromium
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser
+
+CORE := tests/functional tests/policies tests/distributed $(addprefix tests/callbacks/test_,$(addsuffix .py,\
+	every_number grid rules stale resume guard_matrix rates_paths loggers))
+
+test-oldest:  ## the core of the suite with the oldest versions that pyproject.toml lets in
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable . pytest numpy
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest $(CORE) -o filterwarnings=default -k "not test_validating_from"
+
+compatibility: $(STAMP)  ## write docs/compatibility.md from the table that the tests run
+	PYTHONPATH=tests $(BIN)/python -m modes.table
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -18,8 +32,14 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
+screenshots: $(STAMP)  ## train, and take the pictures of docs/gradients-tab.md; needs Chromium; about 5 minutes
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/screenshots.py
+
 bench-clip: $(STAMP)  ## cost of clipping against torch; nothing else should run meanwhile
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/clip.py
+
+bench-dashboard: $(STAMP)  ## cost of the dashboard's records against scalars, log_dict and histograms
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/dashboard.py
 
 bench-rates: $(STAMP)  ## final loss against initial learning rate, plain and with each rule; about 11 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/learning_rates.py --plots docs

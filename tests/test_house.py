@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "policies": {"torch", "functional"},
     "schedules": {"torch", "functional", "policies"},
     "report": {"functional"},
-    "tensorboard": {"torch", "tensorboard", "functional", "report"},
+    "tensorboard": {"torch", "numpy", "tensorboard", "werkzeug", "functional", "report"},
     "callbacks": {"torch", "lightning", "functional", "policies", "schedules", "report", "tensorboard"},
 }
 STANDARD = set(sys.stdlib_module_names)

@@ -69,7 +69,7 @@ class GradientMonitor(CalibratedCallback):
         writing the tab's records is told once and ends them, not the run.
 
         With a fused optimizer under a GradScaler the gradients still carry the scale: the norms are divided by it.
-        Under DeepSpeed, FSDP1, LBFGS or sharded parameters the callback says so once, and logs nothing.
+        Under DeepSpeed, FSDP1 or LBFGS the callback says so once, and logs nothing.
     """
 
     acts = False

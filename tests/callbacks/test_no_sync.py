@@ -8,6 +8,7 @@ import pytest
 import torch
 from boring import BATCHES, make_trainer
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
 from torch.utils.data import DataLoader
@@ -128,6 +129,12 @@ def test_unlogged_steps_never_look_alone(make):
 
 def test_trainer_clipping_is_counted_without_looking():
     _fit_on_meta(GradientMonitor(), gradient_clip_val=0.5)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"gradient_clip_val": 0.5}], ids=["plain", "clipped"])
+def test_the_dashboard_never_looks_between_rows(kwargs):
+    _fit_on_meta(GradientMonitor(histograms=True), GradientClip(1.0, scope="unit"), logger=TensorBoardLogger("logs"))
+    _fit_on_meta(GradientMonitor(histograms=True), logger=TensorBoardLogger("logs"), **kwargs)
 
 
 @pytest.mark.parametrize("scope", SCOPES)

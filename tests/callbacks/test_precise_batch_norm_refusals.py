@@ -110,7 +110,7 @@ class FSDPStrategy(SingleDeviceStrategy):
 
 
 def test_parameters_that_are_not_whole_are_refused():
-    with pytest.raises(MisconfigurationException, match=r"FSDPStrategy is not supported: .* Use DDP\."):
+    with pytest.raises(MisconfigurationException, match=r"FSDPStrategy is not supported: .* Use FSDP2 .* or DDP\."):
         fit(Net(), PreciseBatchNorm(), strategy=FSDPStrategy(torch.device("cpu")))
 
 

@@ -10,6 +10,7 @@ import torch
 from boring import Rows, Tiny, fit, same_bits, weights
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
 from lightning_calib import (
     AGC,
@@ -20,8 +21,10 @@ from lightning_calib import (
     GradientMonitor,
     GradientNormalize,
     GradientValueClip,
+    NonFiniteGuard,
     ZClip,
 )
+from lightning_calib.functional.sharding import whole
 
 LBFGS = partial(torch.optim.LBFGS, lr=0.1, max_iter=3)
 ACTING = {
@@ -124,31 +127,62 @@ def mesh():
 
 
 class Sharded(Tiny):
-    """Parameters as DTensors, one rank."""
+    """Parameters as DTensors, one rank; where there is no mesh, plain ones."""
 
     def __init__(self, mesh):
         super().__init__()
-        distribute = torch.distributed.tensor.distribute_tensor
-        for layer in self.net[::2]:
+        for layer in self.net[::2] if mesh is not None else ():
             for name, tensor in list(layer.named_parameters()):
-                placed = distribute(tensor.detach(), mesh, [torch.distributed.tensor.Shard(0)])
+                placed = distribute_tensor(tensor.detach(), mesh, [Shard(0)])
                 setattr(layer, name, torch.nn.Parameter(placed))
 
     def training_step(self, batch, batch_idx):
-        return sum(p.square().sum() for p in self.parameters()).full_tensor()
+        loss = sum(p.square().sum() for p in self.parameters() if p.requires_grad)
+        return loss.full_tensor() if hasattr(loss, "full_tensor") else loss
 
 
-def test_sharded_parameters_are_refused_by_who_acts(mesh):
-    with pytest.raises(MisconfigurationException, match="DTensor"):
-        fit(Sharded(mesh), [GradientClip(1.0)])
+class Terms(Sharded):
+    """One of its parameters is a term of a sum."""
+
+    def __init__(self, mesh):
+        super().__init__(mesh)
+        term = DTensor.from_local(torch.ones(3), mesh, [Partial()])
+        self.term = torch.nn.Parameter(term, requires_grad=False)
 
 
-def test_sharded_parameters_are_not_measured(mesh, said):
+def test_sharded_parameters_are_measured_and_clipped(mesh):
+    found = []
+    for module in (Sharded(mesh), Sharded(None)):
+        rows = Rows()
+        fit(module, [GradientClip(1.0), AGC(0.1), GradientMonitor(1, histograms=False)], 4, logger=rows)
+        found.append((rows.rows, [whole(p.detach()) for p in module.parameters()]))
+    assert found[0][0][0][1]["calib/clip_fraction"] == 1.0
+    torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize("make", ACTING.values(), ids=ACTING)
+def test_parameters_without_a_norm_of_their_own_are_refused_by_who_acts(mesh, make):
+    with pytest.raises(MisconfigurationException, match=r"placed as .*Partial.*redistribute"):
+        fit(Terms(mesh), [make()])
+
+
+def test_parameters_without_a_norm_of_their_own_are_not_measured(mesh, said):
     rows = Rows()
-    trainer = fit(Sharded(mesh), [GradientMonitor(1)], 3, logger=rows)
+    trainer = fit(Terms(mesh), [GradientMonitor(1)], 3, logger=rows)
     assert trainer.global_step == 3
     assert rows.rows == []
-    assert len([line for line in said() if "DTensor" in line]) == 1
+    assert len([line for line in said() if "term of a sum" in line]) == 1
+
+
+@pytest.mark.parametrize("strategy", ["FSDPStrategy", "DeepSpeedStrategy"])
+def test_the_way_out_of_a_refused_strategy_is_named(strategy, said):
+    with pytest.raises(MisconfigurationException, match="`ModelParallelStrategy`") as error:
+        fit(Tiny(), [ZClip()], strategy=STRATEGIES[strategy](torch.device("cpu")))
+    way = "`clip_grad_norm_`" if strategy == "FSDPStrategy" else "`gradient_clipping`"
+    assert way in str(error.value)
+    fit(Tiny(), [NonFiniteGuard("warn")], 1, strategy=STRATEGIES[strategy](torch.device("cpu")))
+    (line,) = [line for line in said() if "NonFiniteGuard" in line]
+    assert str(error.value).partition("here. ")[2] in line, "who watches says the same"
 
 
 def test_module_without_an_optimizer_trains():

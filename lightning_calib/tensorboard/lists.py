@@ -1,0 +1,77 @@
+"""What the routes answer, in words: the runs, and the events of one."""
+
+import json
+import math
+import re
+from typing import Any
+
+from lightning_calib.tensorboard.about import KINDS
+from lightning_calib.tensorboard.contract import EVENTS
+from lightning_calib.tensorboard.reading import MOST_STEP, Reader, Run, Series
+from lightning_calib.tensorboard.refused import Refused, require
+from lightning_calib.tensorboard.selection import Selection
+
+
+def runs(reader: Reader) -> dict[str, Any]:
+    """The runs in natural order, and what each of them has; "problems" names the tags that cannot be read."""
+    found = reader.runs()
+    return {"runs": [{"run": name, **_described(found[name])} for name in sorted(found, key=natural)]}
+
+
+def events(chosen: Selection) -> dict[str, Any]:
+    """All events in the order of their own steps."""
+    found = chosen.records(EVENTS) if chosen.has(EVENTS) else []
+    listed = [event for each in found for value in each.values for event in _events(value.item())]
+    return {"events": sorted(listed, key=lambda event: int(event["step"]))}
+
+
+def natural(name: str) -> list[Any]:
+    """A key that sorts layer2 before layer10."""
+    pieces = re.split(r"([0-9]+)", name)
+    return [(len(text.lstrip("0")), text.lstrip("0"), text) if i % 2 else text for i, text in enumerate(pieces)]
+
+
+def _described(run: Run) -> dict[str, Any]:
+    by_optimizer: dict[int, list[Series]] = {}
+    for series in run.series:
+        by_optimizer.setdefault(series.about.optimizer, []).append(series)
+    optimizers = [_optimizer(index, by_optimizer[index]) for index in sorted(by_optimizer)]
+    return {"optimizers": optimizers, "problems": run.problems}
+
+
+def _optimizer(index: int, series: list[Series]) -> dict[str, Any]:
+    last = max(series, key=lambda each: each.last_step)
+    have = {each.about.kind for each in series}
+    kinds = [kind for kind in KINDS if kind in have]
+    return {"optimizer": index, "name": last.about.optimizer_name, "kinds": kinds, "last_step": last.last_step}
+
+
+def _events(text: Any) -> list[dict[str, Any]]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError, TypeError):
+        raise Refused("an events record must be JSON, and is not") from None
+    require(isinstance(found, list), "events", "a list of objects", found)
+    return [_event(each) for each in found]
+
+
+def _event(found: Any) -> dict[str, Any]:
+    event = found if isinstance(found, dict) else {}
+    step, layer, value = event.get("step"), event.get("layer"), event.get("value")
+    right = (
+        type(step) is int
+        and 0 <= step <= MOST_STEP
+        and all(isinstance(event.get(key), str) for key in ("kind", "text"))
+        and isinstance(layer, str | None)
+        and type(value) in (int, float, type(None))
+        and (type(value) is not int or abs(value) <= MOST_STEP)
+    )
+    require(right, "event", "an object of step, kind, text, layer and value", found)
+    return {"step": step, "kind": event["kind"], "text": event["text"], "layer": layer, "value": _number(value)}
+
+
+def _number(value: float | None) -> float | str | None:
+    """JSON has no NaN and no infinity: those go as JavaScript's names for them."""
+    if value is None or math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

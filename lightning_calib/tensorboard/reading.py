@@ -1,0 +1,145 @@
+"""Records out of TensorBoard's data provider, whichever of its two loaders stands behind it."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tensorboard.data.provider import RunTagFilter
+
+from lightning_calib.tensorboard.about import About, parse
+from lightning_calib.tensorboard.contract import EVENTS, PLUGIN
+from lightning_calib.tensorboard.refused import Refused, require, shown
+
+log = logging.getLogger("lightning_calib")
+
+# Bytes asked for in one read. The data server's answer may have 256 MiB; records carry some more than their numbers.
+MOST_BYTES = 192 * 2**20
+TEXT_BYTES = 4096  # that a record of events is taken to have
+MOST_PROBLEMS = 10  # told of one run
+MOST_STEP = 2**53  # the largest whole number that a browser counts to
+
+
+class Series(NamedTuple):
+    """One tag of a run; `last_step` as the loader knows it."""
+
+    run: str
+    tag: str
+    about: About
+    last_step: int
+
+
+class Records(NamedTuple):
+    """The records of one tag in the order of their steps.
+
+    Attributes:
+        about: The tag's metadata.
+        steps: (N,) int64, ascending; for events a step may appear more than once.
+        walls: (N,) float64, when each was written, in seconds since 1970.
+        values: N arrays of the shape that `about` says; for events N texts.
+        thinned: Whether records were left out because all of them do not fit in one read.
+    """
+
+    about: About
+    steps: NDArray[np.int64]
+    walls: NDArray[np.float64]
+    values: list[Any]
+    thinned: bool
+
+
+class Run(NamedTuple):
+    """The tags of a run that can be read, and for each of the others why not."""
+
+    series: list[Series]
+    problems: list[str]
+
+
+class Reader:
+    """Reads for one request.
+
+    Args:
+        provider: TensorBoard's data provider.
+        context: TensorBoard's request context.
+        experiment: The experiment's id, empty in local use.
+    """
+
+    def __init__(self, provider: Any, context: Any, experiment: str) -> None:
+        self._provider = provider
+        self._where = {"ctx": context, "experiment_id": experiment, "plugin_name": PLUGIN}
+
+    def runs(self) -> dict[str, Run]:
+        """All runs that have data of ours, in no particular order."""
+        listed = self._provider.list_tensors(**self._where)
+        return {run: _checked(run, tags) for run, tags in listed.items()}
+
+    def run(self, name: str) -> Run:
+        """One run.
+
+        Raises:
+            Refused: If there is none of that name.
+        """
+        listed = self._provider.list_tensors(**self._where, run_tag_filter=RunTagFilter(runs=[name]))
+        if name not in listed:
+            raise Refused(f"`run` must be a run with records of lightning-calib, got {shown(name)}", 404)
+        return _checked(name, listed[name])
+
+    def records(self, chosen: Sequence[Series]) -> list[Records]:
+        """Every record of some tags of one run, checked; in one question, since each costs up to 50 ms.
+
+        Raises:
+            Refused: If one of them is not what the metadata promise.
+        """
+        if not chosen:
+            return []
+        run, tags = chosen[0].run, [series.tag for series in chosen]
+        most = max(1, MOST_BYTES // sum(_bytes(series.about) for series in chosen))
+        only = RunTagFilter(runs=[run], tags=tags)
+        try:
+            found = self._provider.read_tensors(**self._where, run_tag_filter=only, downsample=most).get(run, {})
+        except Exception as problem:  # foreign code over foreign bytes: a record that cannot be decoded, a lost server
+            log.warning("Cannot read %s of run %r: %s: %s", tags, run, type(problem).__name__, problem)
+            raise Refused(f"{shown(tags)} of run {shown(run)} cannot be read") from None
+        return [_ordered(series, found.get(series.tag, []), most) for series in chosen]
+
+
+def _bytes(about: About) -> int:
+    return TEXT_BYTES if about.kind == EVENTS else 4 * about.numbers
+
+
+def _checked(run: str, tags: Any) -> Run:
+    series, problems = [], []
+    for tag, listed in tags.items():
+        try:
+            series.append(Series(run, tag, parse(listed.plugin_content), int(listed.max_step or 0)))
+        except Refused as refusal:
+            problems.append(f"{shown(tag)}: {refusal}")
+    more = len(problems) - MOST_PROBLEMS
+    return Run(series, [*problems[:MOST_PROBLEMS], *([f"and {more} more"] if more > 0 else [])])
+
+
+def _check(series: Series, datum: Any) -> None:
+    where = f"{series.tag} of run {shown(series.run)}"
+    require(0 <= datum.step <= MOST_STEP, f"step in {where}", f"from 0 to {MOST_STEP}", datum.step)
+    value, at = datum.numpy, f"{where} at step {datum.step}"
+    if series.about.kind == EVENTS:
+        require(value.size == 1 and value.dtype.kind in "OSU", at, "one text", (value.dtype, value.shape))
+        return
+    expected = (np.dtype(np.float32), series.about.shape)
+    require(
+        (value.dtype, value.shape) == expected, at, f"float32 of shape {expected[1]}", (str(value.dtype), value.shape)
+    )
+
+
+def _ordered(series: Series, data: list[Any], most: int) -> Records:
+    """Without records that a resumed run has overwritten, should the loader have left them."""
+    for datum in data:
+        _check(series, datum)
+    steps = np.array([datum.step for datum in data], np.int64)
+    walls = np.nan_to_num(np.array([datum.wall_time for datum in data], np.float64), posinf=0.0, neginf=0.0)
+    keep = np.ones(len(data), bool)
+    if len(data) > 1:
+        later = np.minimum.accumulate(steps[::-1])[::-1][1:]
+        keep[:-1] = steps[:-1] <= later if series.about.kind == EVENTS else steps[:-1] < later
+    values = [data[i].numpy for i in np.flatnonzero(keep)]
+    return Records(series.about, steps[keep], walls[keep], values, thinned=len(data) >= most)

@@ -1,0 +1,64 @@
+// What was loaded. Answers are kept until TensorBoard reloads; a new answer replaces the old one only when it is there,
+// so that a reload never shows an empty page.
+
+import { frame, json } from "./api.js";
+import { statistic } from "./statistics.js";
+
+export function createData() {
+  let answers = new Map();
+  const once = (key, ask) => {
+    if (!answers.has(key)) {
+      const answer = ask();
+      answers.set(key, answer);
+      answer.catch(() => answers.delete(key));
+    }
+    return answers.get(key);
+  };
+  const ask = (read, route, query) => once(JSON.stringify([route, query]), () => read(route, query));
+  return {
+    forget: () => (answers = new Map()),
+    runs: async () => (await ask(json, "runs", {})).runs,
+    globals: async (run, optimizer) => named(await ask(frame, "globals", { run, optimizer })),
+    events: async (run, optimizer) => (await ask(json, "events", { run, optimizer })).events,
+    layers: (run, optimizer, stat) => ask(frame, "layers", { run, optimizer, stat }),
+    node: (run, optimizer, path) => ask(frame, "node", { run, optimizer, path }),
+    hist: (run, optimizer, path) => ask(frame, "hist", { run, optimizer, path }),
+  };
+}
+
+/** Columns by name: {steps, grad_norm_before: Float32Array, ...}. */
+function named({ names, steps, data }) {
+  const columns = { steps };
+  names.forEach((name, k) => {
+    columns[name] = Float32Array.from(steps, (_, i) => data[i * names.length + k]);
+  });
+  return columns;
+}
+
+/** Everything that the left column shows of one run. */
+export async function loadRun(data, about, stat) {
+  const has = (kind) => about.kinds.includes(kind);
+  const ask = (kind) => [about.run, about.optimizer, kind];
+  const [globals, events, frames] = await Promise.all([
+    has("globals") ? data.globals(...ask()) : null,
+    has("events") ? data.events(...ask()) : [],
+    has("layers") ? loadFrames(data, about, stat) : null,
+  ]);
+  return { about, globals, events, frames };
+}
+
+/** Frames of the parts of a statistic, and what they share. */
+export async function loadFrames(data, about, stat) {
+  const parts = statistic(stat).parts;
+  const loaded = await Promise.all(parts.map((part) => data.layers(about.run, about.optimizer, part)));
+  const { rows, owners, dims, estimated, steps } = loaded[0];
+  return {
+    rows,
+    owners,
+    dims,
+    estimated,
+    steps,
+    stat,
+    ...Object.fromEntries(parts.map((part, k) => [part, loaded[k]])),
+  };
+}

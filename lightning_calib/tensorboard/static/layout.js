@@ -1,0 +1,90 @@
+// The frame of the page: toolbar, left column with the shared step axis, right column; who draws when.
+
+import { axis } from "./axis.js";
+import { createAlerts } from "./alerts.js";
+import { createDrill } from "./drill.js";
+import { h, replace } from "./dom.js";
+import { createHeat } from "./heat.js";
+import { createLanes } from "./lanes.js";
+import { createNorms } from "./norms.js";
+import { createRates } from "./rates.js";
+import { createStack } from "./stack.js";
+import { createSummary } from "./summary.js";
+import { createToolbar } from "./toolbar.js";
+import { createWorst } from "./worst.js";
+
+export function createLayout(app) {
+  const toolbar = createToolbar(app);
+  const notice = h("div.notice", { role: "alert", hidden: true });
+  const left = [createNorms(app), createRates(app), createLanes(app), createHeat(app)];
+  const right = [createSummary(app), createDrill(app), createAlerts(app), createWorst(app)];
+  const stack = createStack(
+    app,
+    left.map((panel) => panel.node),
+  );
+  const main = h(
+    "main",
+    {},
+    stack.node,
+    h(
+      "aside",
+      { "aria-label": "Details" },
+      right.map((panel) => panel.node),
+    ),
+  );
+  const page = h("div.page", {}, toolbar.node, notice, main);
+  const panels = [...left, ...right];
+
+  /** The step axis: from the zoom, else from everything that was logged. */
+  function view() {
+    const { model } = app;
+    const happened = model.events.map((event) => event.step);
+    const logged = [model.globals?.steps, model.frames?.steps].filter((steps) => steps?.length);
+    const ends = logged.length || !happened.length ? logged : [happened];
+    const all = ends.length ? [Math.min(...ends.map((s) => s[0])), Math.max(...ends.map((s) => s.at(-1)))] : [0, 1];
+    const [from, to] = app.state.values.zoom ?? all;
+    return { at: axis(...stack.measure(), from, to > from ? to : from + 1), all, theme: app.theme, dark: app.dark };
+  }
+
+  function draw() {
+    if (!app.model || !page.isConnected || !window.innerHeight) return;
+    const began = performance.now();
+    app.view = view();
+    for (const panel of panels) panel.draw(app.view);
+    stack.draw(app.view);
+    toolbar.draw();
+    hover();
+    app.timings.draw = performance.now() - began;
+  }
+
+  function hover() {
+    if (!app.view) return;
+    stack.hover(app.view);
+    toolbar.hover();
+    for (const panel of panels) panel.hover?.(app.view);
+  }
+
+  function show(text) {
+    notice.hidden = !text;
+    notice.textContent = text;
+  }
+
+  return {
+    node: page,
+    heat: () => left[3].shown(),
+    draw,
+    hover,
+    busy: (yes) => page.setAttribute("aria-busy", String(yes)),
+    loaded(about) {
+      if (!main.isConnected) replace(page, toolbar.node, notice, main);
+      const gone = about.gone === null ? [] : [`There is no run “${about.gone}” here. This is “${about.run}”.`];
+      show([...gone, ...about.problems].join(" "));
+      const node = app.state.values.layer ? app.selection.find(app.state.values.layer) : null;
+      if (node) app.selection.reveal(node);
+      toolbar.loaded();
+      draw();
+    },
+    failed: (error) => show(`Could not load the gradients. ${error.message}`),
+    empty: (node) => replace(page, node),
+  };
+}

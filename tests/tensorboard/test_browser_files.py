@@ -1,0 +1,62 @@
+"""The front end's files, without a browser: small, connected, and free of what a name could turn into code."""
+
+import re
+
+import pytest
+
+from lightning_calib.tensorboard.assets import FOLDER
+
+FILES = sorted(path for path in FOLDER.iterdir() if path.is_file())
+SCRIPTS = [path for path in FILES if path.suffix == ".js"]
+# Ways in which a text becomes markup or code, and ways out of the origin.
+FORBIDDEN = re.compile(
+    r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|createContextualFragment|\beval\b|new Function"
+    r"|new Worker|https?://|\bon[a-z]+=|javascript:|@import"
+)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_a_file_is_short_and_free_of_markup_from_text(path) -> None:
+    text = path.read_text()
+    assert 5 < len(text.splitlines()) <= 250
+    assert max(map(len, text.splitlines())) <= 120
+    assert FORBIDDEN.findall(text) == []
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_says_what_it_is_and_imports_what_is_there(path) -> None:
+    text = path.read_text()
+    assert text.startswith("// ") or path.name == "tree.js"
+    for names, file in re.findall(r"import \{([^}]*)\} from \"\./([\w.]+)\"", text):
+        exported = (FOLDER / file).read_text()
+        for name in re.findall(r"\w+", names):
+            assert re.search(rf"export (?:async )?(?:function\*? |const |class |\{{ ?){name}\b", exported), (file, name)
+            assert len(re.findall(rf"\b{name}\b", text)) > 1, f"{name} is not used"
+
+
+def test_every_script_is_reached_from_the_first() -> None:
+    reached, waiting = set(), ["index.js"]
+    while waiting:
+        name = waiting.pop()
+        reached.add(name)
+        found = set(re.findall(r"from \"\./([\w.]+)\"", (FOLDER / name).read_text()))
+        waiting += found - reached
+    assert reached == {path.name for path in SCRIPTS}
+
+
+def test_the_first_exports_what_tensorboard_calls() -> None:
+    text = (FOLDER / "index.js").read_text()
+    assert "export async function render()" in text
+    for name in re.findall(r"\[((?:\"\w+\",? ?)+)\]\.map\(styleSheet\)", text)[0].replace('"', "").split(", "):
+        assert (FOLDER / f"{name}.css").exists()
+
+
+def test_the_kinds_of_events_are_those_of_the_contract() -> None:
+    from lightning_calib.tensorboard.contract import EVENT_KINDS, STATISTICS
+
+    kinds = set(re.findall(r'key: "(\w+)"', (FOLDER / "kinds.js").read_text()))
+    assert kinds == {*EVENT_KINDS, "clip"} - {"summary"}
+    parts = set(
+        re.findall(r'"(\w+)"', " ".join(re.findall(r"parts: \[(.*?)\]", (FOLDER / "statistics.js").read_text())))
+    )
+    assert parts == set(STATISTICS)
