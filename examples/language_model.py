@@ -1,4 +1,4 @@
-"""A small GPT learns to predict the next byte of text; ZClip shortens the gradients that would spike the loss.
+"""A small GPT learns to predict the next byte of text; ZClip cuts the gradient spikes of a rate that is too high.
 
 python examples/language_model.py                  the language reference inside every Python: nothing to download
 python examples/language_model.py --data-dir DIR   the .txt files of a folder, UTF-8
@@ -40,7 +40,7 @@ CONTEXT = 64  # bytes that the model sees
 WIDTH = 64  # features per byte
 LAYERS = 2
 HEADS = 4
-MAX_LR = 8e-3  # after the warm-up: too much for some of the seeds, whose gradients explode on the way up
+MAX_LR = 8e-3  # after the warm-up: too high: on the way up some gradients are 5 to 500 times the usual
 MIN_LR_FACTOR = 0.1  # the cosine ends at this share of MAX_LR
 WARMUP_STEPS = 120  # of the learning rate, rising linearly; ZClip's own 25 steps are over before it gets high
 WEIGHT_DECAY = 0.1  # on matrices; vectors have none

@@ -82,7 +82,7 @@ class Classifier(LightningModule):
         self.log("test/rare_recall", self.recall[self.rare].mean())
 
     def configure_optimizers(self) -> dict:
-        # SGD, because its step is as long as the gradient: with Adagrad or Adam a clip changes little.
+        # SGD, because its step is as long as the gradient: with Adagrad no clip made a difference.
         optimizer = torch.optim.SGD(self.parameters(), lr=self.lr)
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
@@ -141,13 +141,13 @@ def baselines(train: Features, test: Features, classes: int, rare: Tensor) -> di
     tried, rest = [train[i] for i in order[::5]], [train[i] for k, i in enumerate(order) if k % 5]
     smoothing = max(SMOOTHINGS, key=lambda one: score(naive_bayes(rest, tried, classes, one), tried))
     majority, bayes = score(most, test), score(naive_bayes(train, test, classes, smoothing), test)
-    names = ("majority_f1", "majority_rare_recall", "bayes_f1", "bayes_rare_recall")
+    names = ("majority_macro_f1", "majority_rare_recall", "bayes_macro_f1", "bayes_rare_recall")
     return dict(zip(names, (*majority, *bayes), strict=True))
 
 
 def callbacks(calibrate: str) -> list[Callback]:
     """What --calibrate asks for."""
-    # exclude=(): the head has a row per class, and the rows of the rare classes need it most.
+    # exclude=(): head and biases, too. Left out, as is the default, AGC gained nothing on CLINC150 at this rate.
     guard, clip, monitor = NonFiniteGuard("skip"), AGC(exclude=()), GradientMonitor()
     chosen = {"none": [], "monitor": [monitor], "clip": [clip, monitor], "full": [guard, clip, monitor]}
     return chosen[calibrate]
@@ -213,8 +213,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         f"{len(train)} texts, {classes} classes of {int(counts.min())} to {int(counts.max())}; worst recalls:", end=" "
     )
     print(", ".join(f"{names[i]} {model.recall[i]:.2f} of {counts[i]}" for i in model.recall.argsort()[:5].tolist()))
-    for name, short in (("macro_f1", "f1"), ("rare_recall", "rare_recall")):
-        trivial = f"naive Bayes {result[f'bayes_{short}']:.4f}; majority {result[f'majority_{short}']:.4f}"
+    for name in ("macro_f1", "rare_recall"):
+        trivial = f"naive Bayes {result[f'bayes_{name}']:.4f}; majority {result[f'majority_{name}']:.4f}"
         print(f"test/{name} {result[name]:.4f} (trivial baseline: {trivial})")
     for monitor in (one for one in trainer.callbacks if isinstance(one, GradientMonitor)):
         print(monitor.summary())
