@@ -1,27 +1,16 @@
 """Writers of tiny image data sets in the formats that examples/vision_data.py reads, and that module itself."""
 
 import gzip
-import importlib
 import pickle
 import struct
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
-import pytest
 from PIL import Image
+from scripts import example, refused
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
 RANDOM = np.random.default_rng(0)
 KINDS = {"images": 3, "labels": 1}
 BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
-
-
-def example(name: str) -> ModuleType:
-    """A file of examples/, imported as a script there would import it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(EXAMPLES))
-        return importlib.import_module(name)
 
 
 def refuses(case, root, capsys, monkeypatch):
@@ -29,14 +18,9 @@ def refuses(case, root, capsys, monkeypatch):
     path, expected = case(root)
     monkeypatch.chdir(root)
     folder = path if case.__name__ in ("no_folder", "a_file") else root
-    with pytest.raises(SystemExit) as stopped:
-        example("vision").main(["--data-dir", str(folder)])
-    assert stopped.value.code == 2
-    output = capsys.readouterr()
-    assert output.out == ""
-    assert output.err.count("\n") == 1
-    assert f": {path}: " in output.err
-    assert expected in output.err
+    line = refused(example("vision"), ["--data-dir", str(folder)], capsys)
+    assert f": {path}: " in line
+    assert expected in line
 
 
 def idx(array):

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 import yaml
-from pictures import EXAMPLES
+from scripts import EXAMPLES
 
 from lightning_calib import (
     GradientClip,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pictures import EXAMPLES
+from scripts import EXAMPLES
 
 SCRIPT = EXAMPLES / "distributed.py"
 FAST = ["--accelerator", "cpu", "--fast"]
@@ -93,7 +93,9 @@ def test_one_process_writes_the_charts(printed):
 def test_sharded_parameters_give_the_norms_and_the_accuracy_of_whole_ones(printed):
     whole, sharded = printed[0]["ddp"], printed[0]["fsdp2"]
     assert set(re.findall(r"HALVES \d of \d on rank \d", whole)) == {f"HALVES 0 of 6 on rank {rank}" for rank in (0, 1)}
-    assert set(re.findall(r"HALVES \d of \d on rank \d", sharded)) == {f"HALVES 6 of 6 on rank {rank}" for rank in (0, 1)}
+    assert set(re.findall(r"HALVES \d of \d on rank \d", sharded)) == {
+        f"HALVES 6 of 6 on rank {rank}" for rank in (0, 1)
+    }
     assert results(sharded) == results(whole)
     said = [re.findall("^In 66 optimizer steps .*", output, re.MULTILINE) for output in (whole, sharded)]
     assert said[0] == said[1]  # three digits of every norm

@@ -1,6 +1,5 @@
 """The language model learns more than counts, tells what it clipped, and refuses what is not text."""
 
-import importlib
 import math
 import subprocess
 import sys
@@ -9,24 +8,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from scripts import EXAMPLES, refused
+from scripts import example as example_module
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_calib import GradientMonitor, NonFiniteGuard, ZClip
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 KEYS = {"bits_per_character", "bigram", "unigram", "spikes", "clipped"}
 
 
 @pytest.fixture(scope="module")
 def data():
-    sys.path.insert(0, str(EXAMPLES))
-    yield importlib.import_module("language_model_data")
-    sys.path.remove(str(EXAMPLES))
+    return example_module("language_model_data")
 
 
 @pytest.fixture(scope="module")
-def example(data):
-    return importlib.import_module("language_model")
+def example():
+    return example_module("language_model")
 
 
 # ---- the run ----
@@ -200,13 +198,8 @@ REFUSED = [no_folder, no_text, too_short, empty, truncated, latin_1, utf_16]
 @pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.__name__)
 def test_what_is_not_text_is_refused_in_one_line_that_names_it(example, tmp_path, capsys, case):
     path, expected = case(tmp_path)
-    with pytest.raises(SystemExit) as stopped:
-        example.main(["--data-dir", str(path if case is no_folder else tmp_path)])
-    assert stopped.value.code == 2
-    output = capsys.readouterr()
-    assert output.out == ""
-    assert output.err.count("\n") == 1
-    assert f": {path}: {expected}" in output.err
+    line = refused(example, ["--data-dir", str(path if case is no_folder else tmp_path)], capsys)
+    assert f": {path}: {expected}" in line
 
 
 def test_a_python_without_its_sources_is_told_what_is_missing(example, tmp_path, capsys, monkeypatch):

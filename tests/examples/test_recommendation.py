@@ -1,31 +1,25 @@
 """The recommender beats popularity, the clip bounds its tables' rows, and both formats are read."""
 
-import importlib
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from ratings import lines, write_csv, write_dat
+from scripts import example as example_module
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_calib import GradientClip, GradientMonitor, NonFiniteGuard
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
 
 @pytest.fixture(scope="module")
 def data():
-    sys.path.insert(0, str(EXAMPLES))
-    yield importlib.import_module("recommendation_data")
-    sys.path.remove(str(EXAMPLES))
+    return example_module("recommendation_data")
 
 
 @pytest.fixture(scope="module")
-def recommendation(data):
-    return importlib.import_module("recommendation")
+def recommendation():
+    return example_module("recommendation")
 
 
 # ---- the run ----

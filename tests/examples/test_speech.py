@@ -1,30 +1,24 @@
 """The speech example learns digits, names its broken utterances, and reads wav files."""
 
-import importlib
 import struct
-import sys
 import wave
-from pathlib import Path
 
 import pytest
 import torch
+from scripts import example as example_module
 from sounds import write_digits, write_wav
 
 from lightning_calib import AutoClip, GradientMonitor, NonFiniteGuard
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
 
 @pytest.fixture(scope="module")
 def data():
-    sys.path.insert(0, str(EXAMPLES))
-    yield importlib.import_module("speech_data")
-    sys.path.remove(str(EXAMPLES))
+    return example_module("speech_data")
 
 
 @pytest.fixture(scope="module")
-def speech(data):
-    return importlib.import_module("speech")
+def speech():
+    return example_module("speech")
 
 
 # ---- the run ----

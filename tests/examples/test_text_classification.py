@@ -1,6 +1,5 @@
 """The classifier learns rare classes with AGC, and its loaders take the formats that they name."""
 
-import importlib
 import math
 import subprocess
 import sys
@@ -10,26 +9,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from scripts import EXAMPLES
+from scripts import example as example_module
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from texts import ROWS, write_classes, write_csv, write_json, write_tsv
 
 from lightning_calib import AGC, GradientMonitor, NonFiniteGuard
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 KEYS = {"macro_f1", "rare_recall", "majority_macro_f1", "majority_rare_recall", "bayes_macro_f1", "bayes_rare_recall"}
 UTF8 = "utf-8"
 
 
 @pytest.fixture(scope="module")
 def data():
-    sys.path.insert(0, str(EXAMPLES))
-    yield importlib.import_module("text_classification_data")
-    sys.path.remove(str(EXAMPLES))
+    return example_module("text_classification_data")
 
 
 @pytest.fixture(scope="module")
-def example(data):
-    return importlib.import_module("text_classification")
+def example():
+    return example_module("text_classification")
 
 
 @pytest.fixture(scope="module")

@@ -1,21 +1,16 @@
 """What the text classification example cannot use is refused in one line: file, line or byte, and what was expected."""
 
-import importlib
-import sys
 import sysconfig
-from pathlib import Path
 
 import pytest
+from scripts import example as example_module
+from scripts import refused
 from texts import ROWS, write_classes, write_csv, write_json, write_tsv
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="module")
 def example():
-    sys.path.insert(0, str(EXAMPLES))
-    yield importlib.import_module("text_classification")
-    sys.path.remove(str(EXAMPLES))
+    return example_module("text_classification")
 
 
 def nothing(root):
@@ -172,13 +167,8 @@ REFUSED = [
 @pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.__name__)
 def test_what_cannot_be_used_is_refused_in_one_line_that_names_it(example, tmp_path, capsys, case):
     path, expected = case(tmp_path)
-    with pytest.raises(SystemExit) as stopped:
-        example.main(["--data-dir", str(tmp_path if path.name.startswith("reviews") else path)])
-    assert stopped.value.code == 2
-    output = capsys.readouterr()
-    assert output.out == ""
-    assert output.err.count("\n") == 1
-    assert f": {path}: {expected}" in output.err
+    line = refused(example, ["--data-dir", str(tmp_path if path.name.startswith("reviews") else path)], capsys)
+    assert f": {path}: {expected}" in line
 
 
 def test_an_encoding_that_python_does_not_know_is_refused_in_one_line(example, tmp_path, capsys):

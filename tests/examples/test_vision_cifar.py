@@ -5,7 +5,8 @@ import pickle
 
 import numpy as np
 import pytest
-from pictures import cifar, example, of_python_2, refuses, write_cifar
+from pictures import cifar, of_python_2, refuses, write_cifar
+from scripts import example
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from pictures import example, idx, write_images, write_mnist
+from pictures import idx, write_images, write_mnist
 from PIL import Image
+from scripts import example
 
 
 @pytest.fixture(scope="module")
