@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-oldest compatibility test-browser lint types screenshots bench-clip bench-dashboard bench-rates clean
+.PHONY: demo test test-oldest compatibility test-browser lint types screenshots gallery bench-clip bench-dashboard bench-rates clean
 
 demo: $(STAMP)  ## train a small CNN on handwritten digits with NonFiniteGuard, ZClip and GradientMonitor
 	$(BIN)/python examples/vision.py
@@ -34,6 +34,9 @@ types: $(STAMP)
 
 screenshots: $(STAMP)  ## train, and take the pictures of docs/gradients-tab.md; needs Chromium; about 5 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/screenshots.py
+
+gallery: $(STAMP)  ## run the examples, and take the pictures of docs/gallery.md; needs Chromium; about 6 minutes
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gallery.py
 
 bench-clip: $(STAMP)  ## cost of clipping against torch; nothing else should run meanwhile
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/clip.py

@@ -12,10 +12,10 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from screenshots import Tab, browser, picture, served
+from screenshots import BAR, WIDE, Tab, browser, picture, served
 
 ROOT = Path(__file__).parents[1]
-TALL = 1180  # pixels at most
+TALL = 1240  # pixels at most
 PROGRESS = ("Epoch", "Training", "Testing", "Validation")  # how a line of the progress bar starts
 
 
@@ -28,13 +28,13 @@ class Shot(NamedTuple):
 
 
 SHOTS = {
-    "vision": Shot("vision"),
-    "vision-nfnet": Shot("vision", ("--model", "nfnet")),
-    "vision-gan": Shot("vision_gan"),
-    "language-model": Shot("language_model"),
-    "text-classification": Shot("text_classification"),
-    "speech": Shot("speech"),
-    "recommendation": Shot("recommendation"),
+    "vision": Shot("vision", (), {"stat": "peak", "step": 399}),
+    "vision-nfnet": Shot("vision", ("--model", "nfnet"), {"stat": "kept", "filter": "*.weight", "step": 59}),
+    "vision-gan": Shot("vision_gan", (), {"optimizer": 0}),
+    "language-model": Shot("language_model", (), {"stat": "peak", "zoom": "0-300", "step": 49, "depth": 2}),
+    "text-classification": Shot("text_classification", (), {"stat": "kept", "step": 209}),
+    "speech": Shot("speech", (), {"step": 159}),
+    "recommendation": Shot("recommendation", (), {"optimizer": 0, "stat": "kept", "step": 9}),
 }
 
 
@@ -52,13 +52,22 @@ def train(shot: Shot, logs: Path) -> None:
     printed.write_text("\n".join(lines) + "\n")
 
 
+def height(tab: Tab) -> int:
+    """Of all that the page holds; the layers have more room in a higher window, and some panels come later."""
+    for _ in range(2):
+        tab.js("new Promise((done) => setTimeout(done, 500))")
+        whole = int(tab.js("d.scrollingElement.scrollHeight"))
+        tab.page.size(WIDE, whole + BAR)
+    return min(whole, TALL)
+
+
 def take(names: list[str], logs: Path, out: Path, profile: Path) -> None:
     with served(logs) as address, browser(profile) as page:
         for name in names:
             shot = SHOTS[name]
+            page.size(WIDE, 600)  # low, so that what the page holds decides how high the picture is
             tab = Tab(page, address).open(run=f"{name}/{shot.example}/version_0", **shot.choices)
-            whole = int(tab.js("d.scrollingElement.scrollHeight"))
-            picture(tab, out / f"example-{name}.png", min(whole, TALL), colours=128)
+            picture(tab, out / f"example-{name}.png", height(tab), colours=128)
 
 
 def main() -> None:

@@ -151,8 +151,8 @@ class CalibratedCallback(Callback):
     ) -> None:
         """Take a turn: the first of ours measures, each acts, the last closes the step."""
         if self._session is None:
-            if not self._off:
-                self._loose = self._loose or loosely(self, trainer, pl_module)
+            self._loose = self._loose or (None if self._off else loosely(self, trainer, pl_module))
+            if self._loose is not None:
                 self._loose.turn(optimizer)
             return
         session, ledger = self._session, self._session.ledger(optimizer)

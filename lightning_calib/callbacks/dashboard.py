@@ -84,7 +84,11 @@ class Dashboard:
     def furnish(self) -> str | None:
         """Charts and texts for stock TensorBoard; returns how to see it all, in a line."""
         suffixes = [ledger.suffix for ledger in self.session.ledgers.values()]
-        found = [furnish(writer.experiment, suffixes) for writer in self.writers]
+        try:
+            found = [furnish(writer.experiment, suffixes) for writer in self.writers]
+        except Exception as trouble:  # on this rank alone: the others must not wait for its counts
+            warn(f"TensorBoard's other tabs lack their charts, training goes on: {trouble!r}")
+            return None
         return f"to see the gradients of every layer: {found[0].command}, then {found[0].tab}" if found else None
 
     @_safely
@@ -200,11 +204,11 @@ class Dashboard:
         """The streams as they will be when the pending row is written; nothing else changes."""
         books = [book for one in self.session.ours for book in one._books.values() if hasattr(book, "count")]
         counts = [book.count for book in books]
-        turns = {ledger.index: ledger.turn for ledger in self.session.ledgers.values()}
+        kept = {ledger.index: (ledger.turn, ledger.tally) for ledger in self.session.ledgers.values()}
         try:
             row: Row = {}
             for key, ledger in self.session.ledgers.items():
-                ledger.turn = ledger.opened
+                ledger.turn, ledger.tally = ledger.opened, self.session.settled(ledger)
                 if self.session.in_row(ledger, ledger.turn):
                     mine = step_row(self.session, ledger, self.session.afters[key])
                     row |= {tag + ledger.suffix: value for tag, value in mine.items()}
@@ -219,7 +223,7 @@ class Dashboard:
             for book, count in zip(books, counts, strict=True):
                 book.count = count
             for ledger in self.session.ledgers.values():
-                ledger.turn = turns[ledger.index]
+                ledger.turn, ledger.tally = kept[ledger.index]
 
 
 def _name(tag: str, suffix: str) -> str:

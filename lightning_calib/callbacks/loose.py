@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.optim import Optimizer
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from lightning_calib.callbacks.base import CalibratedCallback
 
 _REMEDY = "Use a Trainer, or `lightning_calib.functional.clip_grad_`, which clips in any loop."
+
+_LATE = "It was not among `trainer.callbacks` when training began. Pass it to `Trainer(callbacks=[...])`."
 
 
 class Loose:
@@ -61,12 +64,16 @@ class Loose:
         return self.scaler._scale if stage.name == "READY" else None
 
 
-def loosely(callback: "CalibratedCallback", host: Any, module: nn.Module) -> Loose:
-    """Begin such a loop, or say why it cannot be.
+def loosely(callback: "CalibratedCallback", host: Any, module: nn.Module) -> Loose | None:
+    """Begin such a loop, or say why it cannot be; None for a callback that only observes, and came late into a fit.
 
     Raises:
         MisconfigurationException: If the callback needs more than this hook, or the host is no Fabric.
     """
+    if isinstance(host, pl.Trainer):
+        callback.refuse(_LATE)
+        callback._off = True
+        return None
     if not callback.works_loose:
         raise MisconfigurationException(
             f"{callback.label} was called outside `Trainer.fit`, and needs more than this one hook. {_REMEDY}"

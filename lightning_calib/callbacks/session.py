@@ -172,23 +172,31 @@ class Session:
 
     def settle(self, ledger: Ledger) -> None:
         """After the step: a turn that came and was not taken was skipped."""
-        if ledger.opened and not (ledger.live and ledger.stepped):
-            ledger.tally = ledger.tally._replace(skipped=ledger.tally.skipped + 1)
-        ledger.opened = False
+        ledger.tally, ledger.opened = self.settled(ledger), False
+
+    def settled(self, ledger: Ledger) -> Tally:
+        """Its counts with the step at hand, if that is over."""
+        skipped = ledger.opened and not (ledger.live and ledger.stepped)
+        return ledger.tally._replace(skipped=ledger.tally.skipped + skipped)
 
     @property
     def row_pending(self) -> bool:
-        """Whether a step was taken whose row is due and has not been written yet."""
-        open_ones = [ledger for ledger in self.ledgers.values() if ledger.opened]
-        return self.due and bool(open_ones) and all(ledger.stepped for ledger in open_ones)
+        """Whether a step is over whose row is due and has not been written yet."""
+        return self.due and self._over
+
+    @property
+    def _over(self) -> bool:
+        """Whether torch has run each step whose turn it was; one that a GradScaler skips ends with the batch only."""
+        waiting = [ledger.visited for ledger in self.ledgers.values() if ledger.opened]
+        return bool(waiting) and not any(waiting)
 
     def tallies(self) -> dict[int, Tally]:
         """The counts by optimizer as a checkpoint wants them: as they will be when a pending row is written."""
-        pending = self.row_pending
-        return {
-            ledger.index: ledger.tally.new_window() if pending and self.in_row(ledger, ledger.opened) else ledger.tally
-            for ledger in self.ledgers.values()
-        }
+        found = {one.index: self.settled(one) if self._over else one.tally for one in self.ledgers.values()}
+        for one in self.ledgers.values():
+            if self.row_pending and self.in_row(one, one.opened):
+                found[one.index] = found[one.index].new_window()
+        return found
 
     def in_row(self, ledger: Ledger, turn: bool) -> bool:
         """Whether it has a part in a row that is due: also, under manual optimization, if it rests in that batch."""

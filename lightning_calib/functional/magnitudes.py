@@ -43,7 +43,7 @@ def magnitudes(
         or nan; the largest exponent of the others, -inf without any; then, for each exponent e, the elements with
         2^e <= |x| < 2^(e+1).
     """
-    nothing = torch.zeros(_FIELDS, device=plan.device)
+    nothing = torch.zeros(_FIELDS, dtype=torch.int64, device=plan.device)
     each = [nothing if value is None or not value.numel() else _fields(value, factor) for value in values]
     fields = torch.stack([moved(one, plan.device) for one in each]).to(plan.wide)
     if plan.shards is not None:
@@ -87,7 +87,8 @@ def _chunks(value: Tensor) -> Iterator[Tensor]:
 
 def _counted(part: Tensor, factor: Tensor | None) -> Tensor:
     part = part.abs() if part.is_complex() else part
-    part = part if part.dtype in _LAYOUTS else part.float()  # halves are exact in float32, and never denormal there
+    if part.dtype not in _LAYOUTS or (part.dtype == torch.bfloat16 and factor is not None):
+        part = part.float()  # halves are exact there and fp16's never denormal; bf16 would round factor and product
     part = part if factor is None else part * factor.to(part.dtype)
     integer, fraction, size = _LAYOUTS[part.dtype]
     shifted = part.view(integer) >> fraction
@@ -103,6 +104,9 @@ def _counted(part: Tensor, factor: Tensor | None) -> Tensor:
 def _bincount(bits: Tensor, size: int) -> Tensor:
     if bits.device.type == "cpu":
         return bits.bincount(minlength=size)
+    if torch.are_deterministic_algorithms_enabled():  # `histc` would raise, though of counts the order is no matter
+        ones = torch.ones_like(bits, dtype=torch.int64)
+        return torch.zeros(size, dtype=torch.int64, device=bits.device).index_add_(0, bits.long(), ones)
     return torch.histc(bits.int(), size, 0, size).long()  # `bincount` would wait for the device to learn the maximum
 
 

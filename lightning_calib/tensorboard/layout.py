@@ -66,6 +66,8 @@ class Address:
     def __init__(self, folder: str) -> None:
         path = Path(folder)
         self.logdir, self.run = str(path.parent), path.name
+        if "://" in folder:  # a bucket's address, of whose slashes `Path` would take one
+            self.logdir, _, self.run = folder.rstrip("/").rpartition("/")
 
     @property
     def command(self) -> str:
