@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.optim import Optimizer
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
 
 _REMEDY = "Use a Trainer, or `lightning_calib.functional.clip_grad_`, which clips in any loop."
 
+_MORE = f"It was called outside `Trainer.fit`, and needs more than this one hook. {_REMEDY}"
 _LATE = "It was not among `trainer.callbacks` when training began. Pass it to `Trainer(callbacks=[...])`."
 
 
@@ -65,19 +65,16 @@ class Loose:
 
 
 def loosely(callback: "CalibratedCallback", host: Any, module: nn.Module) -> Loose | None:
-    """Begin such a loop, or say why it cannot be; None for a callback that only observes, and came late into a fit.
+    """Begin such a loop, or say why it cannot be; None for a callback that only observes.
 
     Raises:
         MisconfigurationException: If the callback needs more than this hook, or the host is no Fabric.
     """
-    if isinstance(host, pl.Trainer):
-        callback.refuse(_LATE)
+    reason = _LATE if hasattr(host, "fit_loop") else None if callback.works_loose else _MORE
+    if reason is not None:
+        callback.refuse(reason)
         callback._off = True
         return None
-    if not callback.works_loose:
-        raise MisconfigurationException(
-            f"{callback.label} was called outside `Trainer.fit`, and needs more than this one hook. {_REMEDY}"
-        )
     if not hasattr(getattr(host, "strategy", None), "precision"):
         raise MisconfigurationException(
             f"{callback.label} was called outside `Trainer.fit` without a Fabric, so it does not know the precision. "

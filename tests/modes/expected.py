@@ -159,7 +159,7 @@ class DeepSpeedStrategy(SingleDeviceStrategy):
 
 TORN = "outside its own forward the parameters are not whole. Use "
 LOOP = (
-    "was called outside `Trainer.fit`, and needs more than this one hook. Use a Trainer, or "
+    "It was called outside `Trainer.fit`, and needs more than this one hook. Use a Trainer, or "
     "`lightning_calib.functional.clip_grad_`, which clips in any loop."
 )
 
@@ -180,7 +180,8 @@ def _elsewhere() -> list[Mode]:
         Mode("`pytorch_lightning.Trainer`, the other package", ways.Foreign, fit=ways.in_the_other_package),
         Mode("`LightningCLI`, from YAML and from the file that it saves", check=hosts.check_cli),
         Mode("a Fabric loop: `fabric.call(\"on_before_optimizer_step\", ...)`", check=hosts.check_fabric,
-             refuses=dict.fromkeys([*WATCHING, 'NonFiniteGuard("skip")', "LearningRateControl"], LOOP),
+             refuses=dict.fromkeys(['NonFiniteGuard("skip")', "LearningRateControl"], LOOP),
+             silent=dict.fromkeys(WATCHING, LOOP),
              absent=("PreciseBatchNorm",)),
         refused("FSDP1 (`FSDPStrategy`)", FSDPStrategy,
                 "FSDP1 shows each rank a flat shard, whose norms are not the tensors' norms. Use FSDP2"),

@@ -33,8 +33,10 @@ def test_refuses(mode: Mode, column: str) -> None:
 
 @pytest.mark.parametrize(("mode", "column"), cells("silent"))
 def test_falls_silent(mode: Mode, column: str, said) -> None:
-    found = run(mode, CASES[column])
+    found = mode.check(mode, column) if mode.check else run(mode, CASES[column])
     assert len([line for line in said() if mode.silent[column] in line and column.split("(")[0] in line]) == 1
+    if found is None:
+        return
     with different("it trains"):
         same_bits(weights(found.module), weights(mode.make()))
     assert not [tag for tag in found.rows.tags if "norm" in tag or "clip" in tag or "update" in tag]

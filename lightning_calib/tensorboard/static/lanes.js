@@ -9,7 +9,7 @@ export function createLanes(app) {
   const frame = panel(
     "lanes",
     "Events",
-    "Each mark is one event at its exact step; an empty lane means that it never happened. Click a mark to go there.",
+    "Clips and skipped steps are marked at the row that counts them, the rest at its step. Click a mark to go there.",
   );
   const canvas = h("canvas", { role: "img", "data-plot": "lanes" });
   frame.body.append(canvas);

@@ -35,12 +35,11 @@ export function createLayout(app) {
   const page = h("div.page", {}, toolbar.node, notice, main);
   const panels = [...left, ...right];
 
-  /** The step axis: from the zoom, else from everything that was logged. */
+  /** The step axis: from the zoom, else from everything that was logged or happened, sorted by step. */
   function view() {
     const { model } = app;
-    const happened = model.events.map((event) => event.step);
-    const logged = [model.globals?.steps, model.frames?.steps].filter((steps) => steps?.length);
-    const ends = logged.length || !happened.length ? logged : [happened];
+    const happened = model.events.filter((event) => event.kind !== "summary").map((event) => event.step);
+    const ends = [model.globals?.steps, model.frames?.steps, happened].filter((steps) => steps?.length);
     const all = ends.length ? [Math.min(...ends.map((s) => s[0])), Math.max(...ends.map((s) => s.at(-1)))] : [0, 1];
     const [from, to] = app.state.values.zoom ?? all;
     return { at: axis(...stack.measure(), from, to > from ? to : from + 1), all, theme: app.theme, dark: app.dark };

@@ -33,7 +33,7 @@ export function createToolbar(app) {
   });
   const status = h("span.status", { role: "status" });
 
-  /** Options, with indexes as their values: a run may be called "" or anything else. */
+  /** Options, each with its own value: a run may be called "" or anything else. */
   const fill = ({ box }, options, value) => {
     replace(
       box,

@@ -54,7 +54,7 @@ export function* nodes(node) {
   }
 }
 
-export const depth = (root) => Math.max(0, ...Array.from(nodes(root), (node) => node.depth));
+export const depth = (root) => Array.from(nodes(root)).reduce((deepest, node) => Math.max(deepest, node.depth), 0);
 
 /** How deep to open at first: as deep as 150 rows go, and at least until there is more than one. */
 export function startingDepth(root) {
