@@ -9,7 +9,7 @@ demo: $(STAMP)  ## train a small CNN on handwritten digits with NonFiniteGuard, 
 	$(BIN)/python examples/vision.py
 
 test: lint types  ## everything that decides whether a change is good
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-browser: $(STAMP)  ## the "Gradients" tab in a real browser; needs Chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser
