@@ -37,10 +37,14 @@ def _safely(method: Callable[P, R]) -> Callable[P, R | None]:
             return method(*args, **kwargs)
         except Exception as trouble:
             dashboard.off, dashboard.gathered, dashboard.parts = True, [], []
-            warn(f"the dashboard's records end here, training goes on: {trouble!r}")
+            _tell_the_end(trouble)
             return None
 
     return guarded
+
+
+def _tell_the_end(trouble: Exception) -> None:
+    warn(f"the dashboard's records end here, training goes on: {trouble!r}")
 
 
 class _Part(NamedTuple):
@@ -166,7 +170,7 @@ class Dashboard:
             self.last = max(self.last, step)
         except Exception as trouble:  # on this rank alone: the others must not wait for it
             self.writers = []
-            warn(f"the dashboard's records end here, training goes on: {trouble!r}")
+            _tell_the_end(trouble)
 
     @_safely
     def summarise(self, text: str) -> None:

@@ -7,7 +7,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_calib.callbacks.ledger import Ledger
-from lightning_calib.callbacks.modes import unsupported_optimizer, unsupported_strategy
+from lightning_calib.callbacks.modes import scale_within, unsupported_optimizer, unsupported_strategy
 from lightning_calib.callbacks.voice import say
 
 if TYPE_CHECKING:
@@ -60,8 +60,7 @@ class Loose:
         """The scale that is still in the gradients: Fabric takes it out inside the step, or where the user asked."""
         if self.scaler is None or not self.scaler.is_enabled():
             return None
-        stage = self.scaler._per_optimizer_states[id(optimizer)]["stage"]
-        return self.scaler._scale if stage.name == "READY" else None
+        return scale_within(self.scaler, optimizer)
 
 
 def loosely(callback: "CalibratedCallback", host: Any, module: nn.Module) -> Loose | None:

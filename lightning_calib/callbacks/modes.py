@@ -90,6 +90,11 @@ def pending_scale(scaler: Any | None, optimizer: Optimizer) -> Tensor | None:
     """The scale that is still in the gradients: fused optimizers divide it out inside their step."""
     if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
         return None
+    return scale_within(scaler, optimizer)
+
+
+def scale_within(scaler: Any, optimizer: Optimizer) -> Tensor | None:
+    """The scale, unless the GradScaler has taken it out of this step's gradients."""
     stage = scaler._per_optimizer_states[id(optimizer)]["stage"]
     scale: Tensor | None = scaler._scale if stage.name == "READY" else None
     return scale
