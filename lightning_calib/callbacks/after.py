@@ -20,18 +20,14 @@ class After:
         clip: What the Trainer does after our callbacks.
         foreseeable: Whether what the optimizer uses follows from what ours leave.
         weights: Whether to measure the update of the weights.
-        bypassed: Called when torch takes a step that our hook has not seen coming.
 
     Attributes:
         reading: The norms that the optimizer used; None where they cannot be known.
         look: Called with the ledger when the gradients are as the optimizer uses them; None if nobody wants to.
     """
 
-    def __init__(
-        self, ledger: Ledger, clip: TrainerClip, *, foreseeable: bool, weights: bool, bypassed: Callable[[Ledger], None]
-    ) -> None:
+    def __init__(self, ledger: Ledger, clip: TrainerClip, *, foreseeable: bool, weights: bool) -> None:
         self.ledger, self.clip, self.foreseeable, self.weights = ledger, clip, foreseeable, weights
-        self.bypassed = bypassed
         self.overwritten = overwrites_gradients(ledger.optimizer)
         self.handles: list[Any] = []
         self.look: Callable[[Ledger], None] | None = None
@@ -74,8 +70,6 @@ class After:
 
     @torch.no_grad()
     def _after_step(self) -> None:
-        if not self.ledger.visited and not self.ledger.opened:
-            self.bypassed(self.ledger)
         self.ledger.visited = False
         taken = any(tensor.grad is not None for tensor in self.ledger.plan.tensors)
         self.ledger.stepped = self.ledger.opened and taken

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from lightning_calib.callbacks.counting import Count, windowless
 from lightning_calib.callbacks.ledger import Ledger
-from lightning_calib.callbacks.loose import Loose, loosely
+from lightning_calib.callbacks.loose import WRAPPED, Loose, loosely
 from lightning_calib.callbacks.modes import unsupported_optimizer, unsupported_strategy
 from lightning_calib.callbacks.row import Row
 from lightning_calib.callbacks.session import Session
@@ -103,11 +103,14 @@ class CalibratedCallback(Callback):
             self._off = True
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Join the session; the first of ours makes it."""
-        if self._off:
+        """Join the session; the first of ours that is told makes it for all."""
+        if self._off or self._session is not None:
             return
-        ours = [one for one in trainer.callbacks if isinstance(one, CalibratedCallback) and not one._off]  # type: ignore[attr-defined]
-        if ours[0] is not self:
+        # By the type, not by `isinstance`: a proxy says that it is an instance, and is not the callback itself.
+        ours = [one for one in trainer.callbacks if issubclass(type(one), CalibratedCallback) and not one._off]  # type: ignore[attr-defined]
+        if all(one is not self for one in ours):
+            self.refuse(WRAPPED)
+            self._off = True
             return
         for optimizer in trainer.optimizers:
             reason = unsupported_optimizer(optimizer)

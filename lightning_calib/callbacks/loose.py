@@ -7,7 +7,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_calib.callbacks.ledger import Ledger
-from lightning_calib.callbacks.modes import scale_within, unsupported_optimizer, unsupported_strategy
+from lightning_calib.callbacks.modes import (
+    LIGHTNING,
+    overrides,
+    scale_within,
+    unsupported_optimizer,
+    unsupported_strategy,
+)
 from lightning_calib.callbacks.voice import say
 
 if TYPE_CHECKING:
@@ -17,6 +23,14 @@ _REMEDY = "Use a Trainer, or `lightning_calib.functional.clip_grad_`, which clip
 
 _MORE = f"It was called outside `Trainer.fit`, and needs more than this one hook. {_REMEDY}"
 _LATE = "It was not among `trainer.callbacks` when training began. Pass it to `Trainer(callbacks=[...])`."
+_NOT_STARTED = (
+    "It is among `trainer.callbacks`, but its class overrides `on_train_start` without calling that of its base, which "
+    "begins the reading. Call `super().on_train_start(trainer, pl_module)` there."
+)
+WRAPPED = (
+    "`trainer.callbacks` does not hold it itself: something else, such as a wrapper or a proxy, calls its hooks, so "
+    "its place among the callbacks is not known. Pass the callback itself to `Trainer(callbacks=[...])`."
+)
 
 
 class Loose:
@@ -69,7 +83,7 @@ def loosely(callback: "CalibratedCallback", host: Any, module: nn.Module) -> Loo
     Raises:
         MisconfigurationException: If the callback needs more than this hook, or the host is no Fabric.
     """
-    reason = _LATE if hasattr(host, "fit_loop") else None if callback.works_loose else _MORE
+    reason = _in_trainer(callback, host) if hasattr(host, "fit_loop") else None if callback.works_loose else _MORE
     if reason is not None:
         callback.refuse(reason)
         callback._off = True
@@ -83,6 +97,11 @@ def loosely(callback: "CalibratedCallback", host: Any, module: nn.Module) -> Loo
     if reason is not None:
         callback.refuse(reason)
     return Loose(callback, host, module)
+
+
+def _in_trainer(callback: "CalibratedCallback", trainer: Any) -> str:
+    listed = any(one is callback for one in trainer.callbacks)
+    return _NOT_STARTED if listed and overrides("on_train_start", callback, (*LIGHTNING, "lightning_calib")) else _LATE
 
 
 def _bare(module: Any) -> Any:

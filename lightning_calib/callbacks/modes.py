@@ -1,14 +1,19 @@
 """What kind of run this is: precision, strategy, who else clips; and which kinds cannot be right."""
 
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from lightning_calib.functional.plan import tensors_of
 from lightning_calib.functional.sharding import why_not
+
+C = TypeVar("C", bound=Callback)
+LIGHTNING = ("lightning", "pytorch_lightning")
 
 # Strategies whose gradients are shards without a shape, or are not there at all when the hook runs.
 _STRATEGIES = {
@@ -40,10 +45,19 @@ def unsupported_optimizer(optimizer: Optimizer) -> str | None:
     return why_not(tensors_of(optimizer))
 
 
-BYPASSED = (
-    "An optimizer's step has gone past Lightning: `self.optimizers(use_pl_optimizer=False)` gives torch's own "
-    "optimizer, whose step no callback sees. Use `self.optimizers()`."
-)
+def unseen_step(stepped: Optimizer, known: Optimizer) -> str:
+    """Why a step that Lightning's hook did not announce cannot be judged, with the way out."""
+    if stepped is known:
+        return (
+            "An optimizer's step has gone past Lightning: `self.optimizers(use_pl_optimizer=False)` gives torch's own "
+            "optimizer, whose step no callback sees. Use `self.optimizers()`."
+        )
+    return (
+        f"{type(stepped).__name__} has stepped the parameters of {type(known).__name__} by itself, as sharpness-aware "
+        "minimisation by `first_step` and `second_step` does: `on_before_optimizer_step` was not called, so no "
+        "callback saw the gradient. Use `optimizer.step()` of `self.optimizers()`, or clip with "
+        "`lightning_calib.functional.clip_grad_` before the inner step."
+    )
 
 
 def several_closures(optimizer: Optimizer) -> str:
@@ -100,15 +114,37 @@ def scale_within(scaler: Any, optimizer: Optimizer) -> Tensor | None:
     return scale
 
 
-def overrides(hook: str, instance: object) -> bool:
+def overrides(hook: str, instance: object, packages: tuple[str, ...] = LIGHTNING) -> bool:
     """Whether a module or a callback has code of its own for a hook.
 
-    Lightning's own is told by where it is defined: there are two packages of it, and neither's classes are the other's.
+    That of the ``packages`` does not count. It is told by where it is defined: there are two packages of Lightning, and
+    neither's classes are the other's. What has no class with that hook (a mock, a proxy) has code of its own if it
+    answers to the hook's name.
     """
-    if hook in vars(instance):
+    if hook in getattr(instance, "__dict__", {}):
         return True
-    owner = next(kind for kind in type(instance).__mro__ if hook in vars(kind))
-    return owner.__module__.split(".")[0] not in ("lightning", "pytorch_lightning")
+    owner = next((kind for kind in type(instance).__mro__ if hook in vars(kind)), None)
+    if owner is None:
+        return callable(getattr(instance, hook, None))
+    return owner.__module__.split(".")[0] not in packages
+
+
+def foreign_between(callbacks: Sequence[Callback], ours: Sequence[C]) -> tuple[set[C], bool]:
+    """Where foreign code may change the gradients between ours, by the order of the callbacks.
+
+    Returns the ones of ours with such a callback between them and the one of ours before, and whether there is one
+    behind the last of ours.
+    """
+    behind, foreign, met = set(), False, False
+    for callback in callbacks:
+        mine = next((one for one in ours if one is callback), None)
+        if mine is None:
+            foreign = foreign or (met and overrides("on_before_optimizer_step", callback))
+        elif foreign:
+            behind.add(mine)
+            foreign = False
+        met = met or mine is not None
+    return behind, foreign
 
 
 def overwrites_gradients(optimizer: Optimizer) -> bool:

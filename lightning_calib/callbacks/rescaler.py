@@ -5,6 +5,7 @@ from typing import Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from lightning_calib.callbacks.base import CalibratedCallback
@@ -76,8 +77,19 @@ class Rescaler(CalibratedCallback):
             one for one in session.ours if isinstance(one, Rescaler) and one.name is None and one.acts == self.acts
         ]
         self._tag = f".{self.name}" if self.name else "" if unnamed[0] is self else f".{type(self).__name__}"
+        self._check_tag(session)
         self._left_out = frozenset(self._excluded(session.module, names))
         return f"{self.label} leaves out {_shortened(sorted(self._left_out))}" if self._left_out else None
+
+    def _check_tag(self, session: Session) -> None:
+        """Two callbacks must not log under one tag: the last one's numbers would win."""
+        for one in session.ours[: session.ours.index(self)]:
+            if isinstance(one, Rescaler) and (one._tag, one.acts) == (self._tag, self.acts):
+                tag = f"calib/{'' if self.acts else 'would_'}clip_fraction{self._tag}"
+                raise MisconfigurationException(
+                    f"`name` must tell callbacks apart: {one.label} and {self.label} would both log `{tag}`. "
+                    f"Give one of them another name, such as {type(self).__name__}(..., name={self._tag[1:] + '_2'!r})."
+                )
 
     def _excluded(self, module: "pl.LightningModule", names: Sequence[str]) -> list[str]:
         if self.exclude != "auto":

@@ -4,22 +4,23 @@ from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_calib.callbacks.after import After, trainer_share
 from lightning_calib.callbacks.ledger import Ledger
 from lightning_calib.callbacks.modes import (
-    BYPASSED,
+    foreign_between,
     grad_scaler,
     overrides,
     several_closures,
     trainer_clip,
+    unseen_step,
     unsupported_optimizer,
 )
 from lightning_calib.callbacks.row import Row, step_row, write
 from lightning_calib.callbacks.tally import Tally
+from lightning_calib.callbacks.unseen_steps import UnseenSteps
 
 if TYPE_CHECKING:
     from lightning_calib.callbacks.base import CalibratedCallback
@@ -34,7 +35,7 @@ class Session:
         self.owner, self.last = ours[0], ours[-1]
         self.scaler = grad_scaler(trainer)
         self.clip = trainer_clip(trainer, module)
-        self.behind_foreign, foreign_last = _foreigners(trainer.callbacks, ours)  # type: ignore[attr-defined]
+        self.behind_foreign, foreign_last = foreign_between(trainer.callbacks, ours)  # type: ignore[attr-defined]
         unseen = foreign_last or overrides("on_before_optimizer_step", module)
         # Whether what the optimizer uses follows from what ours leave; else it is only seen, on logged steps.
         self.foreseeable = self.clip.how in (None, "norm") and not unseen
@@ -48,6 +49,7 @@ class Session:
         self.dashboard: Dashboard | None = None  # GradientMonitor's, where it has one
         self.ledgers: dict[int, Ledger] = {}
         self.afters: dict[int, After] = {}
+        self.unseen = UnseenSteps(self.ledgers.values, self._unseen)
         for optimizer in trainer.optimizers:
             self._add(optimizer)
 
@@ -59,9 +61,7 @@ class Session:
         units = any(callback.needs_units for callback in self.ours)
         ledger = Ledger(index, optimizer, self.module, suffix=suffix, units=units, scaler=self.scaler)
         self.ledgers[id(optimizer)] = ledger
-        self.afters[id(optimizer)] = After(
-            ledger, self.clip, foreseeable=self.foreseeable, weights=self.watched, bypassed=self._bypassed
-        )
+        self.afters[id(optimizer)] = After(ledger, self.clip, foreseeable=self.foreseeable, weights=self.watched)
         return ledger
 
     def _give_up(self, ledger: Ledger, reason: str) -> None:
@@ -73,35 +73,38 @@ class Session:
         for callback in self.ours:
             callback.refuse(reason)
 
-    def _bypassed(self, ledger: Ledger) -> None:
-        manual = not self.module.automatic_optimization
+    def _unseen(self, ledger: Ledger, stepped: Optimizer) -> None:
+        """A step of an optimizer's parameters that our hook was not called for."""
+        # `Tuner.lr_find` inside of a fit puts other callbacks in the place of ours: its steps are none of our business.
         here = any(one is self.owner for one in self.trainer.callbacks)  # type: ignore[attr-defined]
-        if manual and here and ledger.index not in self.given_up:
-            self._give_up(ledger, BYPASSED)
+        if here and ledger.index not in self.given_up:
+            self._give_up(ledger, unseen_step(stepped, ledger.optimizer))
 
     def ledger(self, optimizer: Optimizer) -> Ledger | None:
-        """The record of the optimizer that is stepped; None for one whose gradients cannot be judged.
-
-        One that has taken another's place in the middle of the fit takes over its memory, too.
-        """
+        """The record of the optimizer that is stepped; None for one whose gradients cannot be judged."""
+        known = id(optimizer) in self.ledgers
+        if not known and any(one is optimizer for one in self.trainer.optimizers):
+            self._replace()
         found = self.ledgers.get(id(optimizer))
-        if found is not None and found.index in self.given_up:
-            return None
-        known = any(one is optimizer for one in self.trainer.optimizers)
-        if found is not None or not known or unsupported_optimizer(optimizer) is not None:
-            return found
+        return None if found is None or found.index in self.given_up else found
+
+    def _replace(self) -> None:
+        """Optimizers have taken others' places in the middle of the fit: each takes over the memory of its place."""
+        now = {id(one) for one in self.trainer.optimizers}
+        gone = {ledger.index: ledger for key, ledger in self.ledgers.items() if key not in now}
         self.detach()
-        old = {ledger.index: ledger for ledger in self.ledgers.values()}
-        self.ledgers, self.afters = {}, {}
-        for one in self.trainer.optimizers:
-            ledger = self._add(one)
-            if ledger is not None and ledger.index in old:
-                ledger.tally = old[ledger.index].tally
-        for callback in self.ours:
-            for ledger in self.ledgers.values():
+        for old in gone.values():
+            del self.ledgers[id(old.optimizer)], self.afters[id(old.optimizer)]
+        for optimizer in self.trainer.optimizers:
+            ledger = self._add(optimizer) if id(optimizer) not in self.ledgers else None
+            if ledger is None:
+                continue
+            if ledger.index in gone:
+                old = gone[ledger.index]
+                ledger.tally, ledger.backwards = self.settled(old), old.backwards
+            for callback in self.ours:
                 callback.lay(ledger)
         self.attach()
-        return self.ledgers.get(id(optimizer))
 
     @property
     def step(self) -> int:
@@ -116,6 +119,7 @@ class Session:
     def open(self, ledger: Ledger) -> None:
         """Begin an optimizer's step; what its last one left open is settled first."""
         ledger.visited = True
+        self.unseen.announce(ledger)
         if ledger.opened and self.module.automatic_optimization:  # a batch takes one step, and has not ended
             self._give_up(ledger, several_closures(ledger.optimizer))
             return
@@ -204,6 +208,7 @@ class Session:
 
     def flush(self) -> None:
         """At the end of the batch: settle every optimizer and, if it is due, write the row."""
+        self.unseen.end_batch()
         row: Row = {}
         for key, ledger in self.ledgers.items():
             ledger.turn = ledger.opened
@@ -220,6 +225,7 @@ class Session:
 
     def attach(self) -> None:
         """Hook into torch's own step: the only place where what the optimizer used can be seen."""
+        self.unseen.attach()
         for after in self.afters.values():
             after.attach()
         for ledger in self.ledgers.values() if any(callback.controls_rates for callback in self.ours) else ():
@@ -227,24 +233,7 @@ class Session:
 
     def detach(self) -> None:
         """Take the hooks away again."""
+        self.unseen.detach()
         for key, after in self.afters.items():
             after.detach()
             self.ledgers[key].rates_in_step.detach()
-
-
-def _foreigners(callbacks: list[Callback], ours: "list[CalibratedCallback]") -> "tuple[set[CalibratedCallback], bool]":
-    """Where foreign code may change the gradients between ours, by the order of the callbacks.
-
-    Returns the ones of ours with such a callback between them and the one of ours before, and whether there is one
-    behind the last of ours.
-    """
-    behind, foreign, met = set(), False, False
-    for callback in callbacks:
-        mine = next((one for one in ours if one is callback), None)
-        if mine is None:
-            foreign = foreign or (met and overrides("on_before_optimizer_step", callback))
-        elif foreign:
-            behind.add(mine)
-            foreign = False
-        met = met or mine is not None
-    return behind, foreign

@@ -75,6 +75,13 @@ PAST = (
     "optimizer, whose step no callback sees. Use `self.optimizers()`."
 )
 
+HALVES = (
+    "SGD has stepped the parameters of SAM by itself, as sharpness-aware minimisation by `first_step` and "
+    "`second_step` does: `on_before_optimizer_step` was not called, so no callback saw the gradient. Use "
+    "`optimizer.step()` of `self.optimizers()`, or clip with `lightning_calib.functional.clip_grad_` before the inner "
+    "step."
+)
+
 
 def _stepping() -> list[Mode]:
     return [
@@ -89,6 +96,8 @@ def _stepping() -> list[Mode]:
              refuses=dict.fromkeys(ACTING, LBFGS), silent=dict.fromkeys(WATCHING, LBFGS)),
         Mode("`self.optimizers(use_pl_optimizer=False)`", models.Bypassing,
              refuses=dict.fromkeys(ACTING, PAST) | BY_HAND, silent=dict.fromkeys(WATCHING, PAST)),
+        Mode("SAM by `first_step` and `second_step`", partial(models.Halves, partial(models.SAM, lr=0.02)),
+             refuses=dict.fromkeys(ACTING, HALVES) | BY_HAND, silent=dict.fromkeys(WATCHING, HALVES)),
     ]  # fmt: skip
 
 

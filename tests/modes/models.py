@@ -135,6 +135,37 @@ class Bypassing(Net):
         optimizer.step()
 
 
+class SAM(torch.optim.Optimizer):
+    """Sharpness-aware minimisation: an inner optimizer, and a step in two halves that Lightning does not know of."""
+
+    def __init__(self, params: Any, **options: Any) -> None:
+        super().__init__(params, options)
+        self.inner = torch.optim.SGD(self.param_groups, **options)
+
+    @torch.no_grad()
+    def first_step(self) -> None:
+        self.offsets = [(p, 0.05 * p.grad) for group in self.param_groups for p in group["params"]]
+        for p, offset in self.offsets:
+            p.add_(offset)
+
+    @torch.no_grad()
+    def second_step(self) -> None:
+        for p, offset in self.offsets:
+            p.sub_(offset)
+        self.inner.step()
+
+
+class Halves(Bypassing):
+    """Calls them."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        for half in (optimizer.first_step, optimizer.second_step):
+            optimizer.zero_grad()
+            self.manual_backward(self.loss(self.net, batch) * self.gain(batch_idx))
+            half()
+
+
 class Validated(Net):
     """With data and steps for validation and test."""
 
