@@ -1,4 +1,4 @@
-"""How often one callback reduced one optimizer's gradients."""
+"""How often one callback reduced one optimizer's gradients, of all steps that had one."""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +10,10 @@ from lightning_calib.functional.plan import Plan
 
 
 class Count(NamedTuple):
-    """Steps judged and, as 0-d tensors, steps on which the gradient was (or would have been) reduced."""
+    """Steps with a gradient and, as 0-d tensors, those on which it was (or would have been) reduced.
+
+    The steps are the session's (`Tally`): one that somebody skips is among them, whether it could be judged or not.
+    """
 
     window_steps: int
     window_fired: Tensor
@@ -23,9 +26,10 @@ class Count(NamedTuple):
         zero = torch.zeros((), dtype=torch.int64, device=plan.device)
         return Count(0, zero, 0, zero)
 
-    def add(self, fired: Tensor) -> "Count":
-        """Count one step; ``fired`` is a 0-d bool."""
-        return Count(self.window_steps + 1, self.window_fired + fired, self.steps + 1, self.fired + fired)
+    def add(self, fired: Tensor | None) -> "Count":
+        """Count one step; ``fired`` is a 0-d bool, None where the step was not judged."""
+        count = 0 if fired is None else fired
+        return Count(self.window_steps + 1, self.window_fired + count, self.steps + 1, self.fired + count)
 
     def new_window(self) -> "Count":
         """A row was written."""

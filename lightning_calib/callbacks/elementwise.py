@@ -74,8 +74,7 @@ class GradientValueClip(CalibratedCallback):
         tops = ledger.reading(float("inf")).tensors
         over = tops.isfinite() & (tops > self.max_value)
         fired = over.any()
-        book = self._books[ledger.index]
-        book.count = book.count.add(fired)
+        ledger.fired[self] = fired
         ledger.reduced.append(fired)
         if fired.device.type == "cpu" and not fired:
             return
@@ -86,6 +85,11 @@ class GradientValueClip(CalibratedCallback):
             if bound.device.type != "cpu" or bound < torch.inf:
                 clamp_([tensor], bound)
         ledger.forget()
+
+    def observe(self, ledger: Ledger) -> None:
+        """Count the step, also one that somebody skips."""
+        book = self._books[ledger.index]
+        book.count = book.count.add(ledger.fired.get(self) if ledger.live else None)
 
     def row(self, ledger: Ledger) -> Row:
         """Nothing of its own: the shared fraction counts it."""

@@ -29,6 +29,7 @@ class Ledger:
         stepped: torch's optimizer ran.
         turn: It was this optimizer's turn in the batch that has just ended.
         reduced: 0-d bools, one for each of ours that acted: whether it reduced anything.
+        fired: The same by callback, those of dry runs among them: whether it would have.
         before: The 2-norm as the first of ours saw it, 0-d.
         final: The 2-norm as the last of ours left it, 0-d; None where nobody needs to know.
         incidents: The last bad steps since the last row of which NonFiniteGuard knows more: step, tensor, sentence.
@@ -68,6 +69,7 @@ class Ledger:
         self.opened, self.stepped = True, False
         self.rates_in_step.lapse()
         self.reduced: list[Tensor] = []
+        self.fired: dict[object, Tensor] = {}
         self.before: Tensor | None = None
         self.final: Tensor | None = None
         self.forget()

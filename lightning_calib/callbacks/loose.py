@@ -55,6 +55,7 @@ class Loose:
         ledger.scale = self._pending(optimizer)
         if ledger.live:
             self.callback.act(ledger)
+            self.callback.observe(ledger)
 
     def _add(self, optimizer: Optimizer) -> Ledger:
         reason = unsupported_optimizer(optimizer)

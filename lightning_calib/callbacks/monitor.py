@@ -1,6 +1,6 @@
 """Observe gradients, and say what they are like."""
 
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 
@@ -83,6 +83,14 @@ class GradientMonitor(CalibratedCallback):
         check_flag("histograms", histograms, "Use True to count magnitudes every tenth row.")
         self.every_n_steps, self.layers, self.histograms = every_n_steps, layers, histograms
         self._facts: list[Facts] = []
+        self._earlier = False
+
+    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Join the session; note whether the Trainer has taken steps of which no count is known."""
+        super().on_train_start(trainer, pl_module)
+        if self._session is not None:
+            counted = any(ledger.tally.steps for ledger in self._session.ledgers.values())
+            self._earlier = self._saved.get("earlier") is True or (trainer.global_step > 0 and not counted)
 
     def start(self, session: Session) -> None:
         """Open the dashboard, if a logger is TensorBoard's."""
@@ -138,7 +146,7 @@ class GradientMonitor(CalibratedCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """With what the dashboard remembers."""
-        state = super().state_dict()
+        state = super().state_dict() | ({"earlier": True} if self._earlier else {})
         return state if self._dashboard is None else {**state, "dashboard": self._dashboard.saved()}
 
     def knows(self, ledger: Ledger) -> bool:
@@ -152,15 +160,17 @@ class GradientMonitor(CalibratedCallback):
 
 
 def _collect(session: Session, monitor: GradientMonitor) -> list[Facts]:
-    return [_facts(session, one, monitor.sketch(one)) for one in session.ledgers.values() if monitor.knows(one)]
+    known = [one for one in session.ledgers.values() if monitor.knows(one)]
+    return [_facts(session, one, monitor.sketch(one), earlier=monitor._earlier) for one in known]
 
 
-def _facts(session: Session, ledger: Ledger, sketch: Sketch) -> Facts:
+def _facts(session: Session, ledger: Ledger, sketch: Sketch, *, earlier: bool) -> Facts:
     tally, (median, high) = ledger.tally, sketch.quantiles(0.5, 0.95)
     known = int(tally.known)
     return Facts(
         optimizer=type(ledger.optimizer).__name__,
         steps=tally.steps,
+        usable=tally.steps - sketch.unusable,
         lowest=float(sketch.low),
         median=median,
         high=high,
@@ -169,6 +179,7 @@ def _facts(session: Session, ledger: Ledger, sketch: Sketch) -> Facts:
         left=float(tally.left) / known if known else None,
         known=known,
         guarded=any(one.guards for one in session.ours),
+        earlier=earlier,
         nonfinite=int(tally.nonfinite),
         skipped=tally.skipped + int(tally.kernel_skipped),
     )
@@ -178,9 +189,11 @@ def _clippers(session: Session, ledger: Ledger) -> list[Clipper]:
     found = []
     for one in session.ours:
         if one.clips and (count := one.count(ledger)).steps:  # none where its rules leave this optimizer alone
-            found.append(Clipper(one.label, float(count.fired) / max(1, count.steps), one.how if one.acts else "dry"))
+            found.append(Clipper(one.label, float(count.fired) / count.steps, one.how if one.acts else "dry"))
     if session.clip.how is not None:
-        known = int(ledger.tally.known)
-        share = float(ledger.tally.trainer_reduced) / known if known else None
-        found.append(Clipper(str(session.clip), share, "fixed" if session.clip.how == "norm" else "adaptive"))
+        seen = None if session.foreseeable else int(ledger.tally.known)
+        steps = ledger.tally.steps if seen is None else seen
+        share = float(ledger.tally.trainer_reduced) / steps if steps else None
+        how: Literal["fixed", "adaptive"] = "fixed" if session.clip.how == "norm" else "adaptive"
+        found.append(Clipper(str(session.clip), share, how, seen))
     return found

@@ -134,8 +134,14 @@ class Rescaler(CalibratedCallback):
                 ledger.rescale(part.segments.spread(report.coefficients))
         if fired:
             any_fired = torch.stack(fired).any()
-            book.count = book.count.add(any_fired)
+            ledger.fired[self] = any_fired
             ledger.reduced += [] if self.dry_run else [any_fired]
+
+    def observe(self, ledger: Ledger) -> None:
+        """Count the step, also one that somebody skips; not where its rules leave this optimizer alone."""
+        book = self._books[ledger.index]
+        if book.parts:
+            book.count = book.count.add(ledger.fired.get(self) if ledger.live else None)
 
     def row(self, ledger: Ledger) -> Row:
         """The threshold, and how often it fired under a name of its own."""

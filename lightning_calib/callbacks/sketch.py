@@ -43,6 +43,11 @@ class Sketch(NamedTuple):
             values[self.seen // stride] = torch.where(valid, norm, torch.nan)
         return Sketch(self.seen + 1, stride, values, low, high)
 
+    @property
+    def unusable(self) -> int:
+        """How many of the norms were zero or not finite; once some were dropped, an estimate."""
+        return max(0, self.seen - self.stride * int((~self.values.isnan()).sum()))
+
     def quantiles(self, *fractions: float) -> list[float]:
         """Quantiles of what was kept; nan where nothing was."""
         kept = self.values[~self.values.isnan()]

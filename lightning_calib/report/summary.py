@@ -11,14 +11,17 @@ class Clipper(NamedTuple):
 
     Attributes:
         who: As the user calls it.
-        fraction: The share of the steps, in [0, 1]; None where it cannot be seen.
+        fraction: The share of the steps with a gradient, in [0, 1], those that were skipped among them; None where it
+            cannot be seen.
         how: "fixed" clips by one norm that never changes, "adaptive" clips otherwise, "normalise" also enlarges, "dry"
             only tells what it would do.
+        seen: The number of steps that the share is of, where it could not be seen on all; None where it is of all.
     """
 
     who: str
     fraction: float | None
     how: Literal["fixed", "adaptive", "normalise", "dry"]
+    seen: int | None = None
 
 
 class Facts(NamedTuple):
@@ -26,7 +29,8 @@ class Facts(NamedTuple):
 
     Attributes:
         optimizer: The optimizer's class name.
-        steps: Optimizer steps with a gradient.
+        steps: Optimizer steps with a gradient, those that were skipped among them.
+        usable: Those of them whose norm was finite and above zero; beyond 4,096 steps an estimate.
         lowest: The smallest 2-norm, before anything; as all norms here.
         median: The 50th percentile.
         high: The 95th percentile.
@@ -35,12 +39,14 @@ class Facts(NamedTuple):
         left: The mean share of the norm that was left, above 0; None where it is not known.
         known: The number of steps of that mean.
         guarded: Whether somebody looks for gradients that are not finite.
+        earlier: Whether the Trainer had taken steps before of which nothing is known here: those of another fit.
         nonfinite: Steps whose gradient was inf or nan.
         skipped: Steps that were not taken.
     """
 
     optimizer: str
     steps: int
+    usable: int
     lowest: float
     median: float
     high: float
@@ -51,6 +57,7 @@ class Facts(NamedTuple):
     skipped: int
     known: int = 0
     guarded: bool = False
+    earlier: bool = False
 
 
 def summarise(runs: list[Facts]) -> str:
@@ -74,9 +81,14 @@ def _sentence(text: str) -> str:
 
 def _norms(facts: Facts) -> str:
     steps = _times(facts.steps, "optimizer step")
+    span = f"in the {steps} of this fit" if facts.earlier else f"in {steps}"
     if facts.highest == 0:
-        return f"in {steps} no gradient was finite and above zero"
-    ran = f"in {steps} the gradient norm ran from {facts.lowest:.3g} to {facts.highest:.3g}"
+        return f"{span} no gradient was finite and above zero"
+    if facts.lowest == facts.highest:
+        one = " on the one step" if facts.usable == 1 else ""
+        where = "" if facts.usable == facts.steps else f"{one} where it was finite and above zero"
+        return f"{span} the gradient norm was {facts.highest:.3g}{where}"
+    ran = f"{span} the gradient norm ran from {facts.lowest:.3g} to {facts.highest:.3g}"
     return f"{ran} (half of them up to {facts.median:.3g}, 95 % up to {facts.high:.3g})"
 
 
@@ -90,23 +102,32 @@ def _clipping(facts: Facts) -> str:
 def _one(clipper: Clipper) -> str:
     if clipper.fraction is None:
         return f"whether {clipper.who} clips cannot be seen"
-    share = f"{100 * clipper.fraction:.3g} % of the steps"
+    steps = "steps" if clipper.seen is None else f"{_times(clipper.seen, 'step')} that {_was(clipper.seen)} seen"
+    share = f"{100 * clipper.fraction:.3g} % of the {steps}"
     if clipper.how == "dry":
         return f"{clipper.who}, a dry run, would have reduced {share}"
     if clipper.how == "normalise":
-        return f"{clipper.who} made it smaller on {share} and larger on the others"
+        return f"{clipper.who} made it smaller on {share}, and larger or left it alone on the others"
     if clipper.fraction > 0:
         return f"{clipper.who} reduced {share}"
-    return f"{clipper.who} never fired" + (" and is decoration so far" if clipper.how == "fixed" else "")
+    if clipper.seen is not None:
+        return f"{clipper.who} never fired on the {steps}"
+    return f"{clipper.who} never fired" + (" and has changed nothing so far" if clipper.how == "fixed" else "")
+
+
+def _always_fires(clipper: Clipper, facts: Facts) -> bool:
+    """Whether it fires on practically every step on which it can: none does where the norm is zero or not finite."""
+    able = 1.0 if clipper.seen is not None else facts.usable / facts.steps
+    return bool(clipper.fraction) and (clipper.fraction or 0) >= _ALWAYS * able
 
 
 def _meaning(facts: Facts) -> str:
     """What clipping amounts to: little for Adam where it always fires, a lower learning rate for SGD."""
     kind = facts.optimizer.lower()
-    if "adam" in kind and any(one.how == "fixed" and (one.fraction or 0) >= _ALWAYS for one in facts.clippers):
+    if "adam" in kind and any(one.how == "fixed" and _always_fires(one, facts) for one in facts.clippers):
         divides = f", and {facts.optimizer} divides the scale of the gradient out again"
-        alike = f"any value below {facts.lowest:.3g} trains alike; to clip outliers only, use {facts.high:.3g}"
-        return f"{divides}, so that the value of a threshold that always fires does not matter: {alike}"
+        floor = f"unless it is so low that the eps of {facts.optimizer} drowns the gradient"
+        return f"{divides}, so that the value of a threshold that always fires hardly matters, {floor}"
     all_seen = facts.known >= _ALWAYS * facts.steps
     span = "on average" if all_seen else f"on the {_times(facts.known, 'step')} that were seen"
     if "sgd" in kind and facts.left is not None and 0 < facts.left < _WHOLE:
@@ -123,7 +144,11 @@ def _trouble(runs: list[Facts]) -> str:
         return "No gradient was inf or nan, and no step was skipped."
     bad = f"{_times(nonfinite, 'step')} had a gradient that was" if nonfinite else "No gradient was"
     hint = ": NonFiniteGuard names the tensor" if nonfinite and not any(facts.guarded for facts in runs) else ""
-    return f"{bad} inf or nan, and {_times(skipped, 'step')} {'was' if skipped == 1 else 'were'} skipped{hint}."
+    return f"{bad} inf or nan, and {_times(skipped, 'step')} {_was(skipped)} skipped{hint}."
+
+
+def _was(count: int) -> str:
+    return "was" if count == 1 else "were"
 
 
 def _times(count: int, noun: str) -> str:

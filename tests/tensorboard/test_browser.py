@@ -44,7 +44,7 @@ def test_the_headline_counts_clipped_rows(tab: Tab) -> None:
 
     count = sum(map(clipped, range(STEPS)))
     assert 0 < count < STEPS
-    assert tab.open(run="plain").text(".norms .headline") == f"{count} of {STEPS} rows clipped"
+    assert tab.open(run="plain").text(".norms .headline") == f"{count} of {STEPS} rows with a clipped step"
 
 
 def test_the_planted_spike_is_the_brightest_column_even_where_steps_share_a_pixel(tab: Tab) -> None:
