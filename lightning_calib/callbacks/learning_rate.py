@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_calib.callbacks.base import CalibratedCallback
+from lightning_calib.callbacks.base_rate import doubt_of_rate
 from lightning_calib.callbacks.ledger import Ledger
 from lightning_calib.callbacks.names import check_name
 from lightning_calib.callbacks.rates import Rates
@@ -95,6 +96,9 @@ class LearningRateControl(CalibratedCallback):
         The rule's state and, for a rule that needs distances, the starting weights.
 
     Note:
+        ``Polyak`` and ``DistanceOverGradients`` compute the whole step, for plain SGD with ``lr=1.0``; where an
+        optimizer has another learning rate (that of before its schedule), a line at the start of training says so.
+
         Norms are those before any clipping. A learning rate that is a Python number needs its factor on the host, one
         wait for the device per step; a tensor learning rate is scaled in place without, and one that several groups
         share takes the least of their factors. Decoupled weight decay (AdamW) scales with the rate.
@@ -112,7 +116,7 @@ class LearningRateControl(CalibratedCallback):
         self.rule, self.min_factor, self.max_factor, self.name = rule, float(min_factor), float(max_factor), name
 
     def start(self, session: Session) -> str | None:
-        """Refuse optimizers that read their rate too early, or that the rule does not suit."""
+        """Refuse optimizers that read their rate too early, or that the rule does not suit; warn of a doubtful rate."""
         for ledger in session.ledgers.values():
             names = [kind.__name__ for kind in type(ledger.optimizer).__mro__]
             early = next((f"{name}: {_EARLY[name]}" for name in names if name in _EARLY), None)
@@ -122,6 +126,9 @@ class LearningRateControl(CalibratedCallback):
             reason = f"{early}. Use another optimizer" if early else self.rule.refuses(names[0], momentum)
             if reason:
                 raise MisconfigurationException(f"{self.label} cannot control {names[0]}. {reason.rstrip('.')}.")
+            doubt = doubt_of_rate(self.rule, ledger.optimizer, self.max_factor)
+            if doubt:
+                warn(f"{self.label}: {doubt}")
         self._forget_loss()
         return f"{self.label}: {self.rule}"
 

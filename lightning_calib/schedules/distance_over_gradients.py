@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_calib.functional.checks import check_number
-from lightning_calib.schedules.rule import Measurement, Rule, required
+from lightning_calib.schedules.rule import Measurement, Rule, Setting, required
 
 _ROOT_EPS = 1e-4  # the root of the authors' 1e-8, which they add to the sum of squares
 _NOT_PLAIN = ("ASGD", "DAdaptSGD")  # named like SGD, but they set a step length of their own
@@ -63,6 +63,7 @@ class DistanceOverGradients(Rule):
     """
 
     needs_distance: ClassVar[bool] = True
+    meant_for: ClassVar[Setting | None] = Setting("plain SGD", rate=1.0)
 
     initial_distance: float = 1e-6
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_calib.functional.checks import check_count, check_number
-from lightning_calib.schedules.rule import Measurement, Rule, required
+from lightning_calib.schedules.rule import Measurement, Rule, Setting, required
 
 _EPS = 1e-8  # the authors' guard against a gradient of zero, added to the squared norm
 
@@ -62,6 +62,7 @@ class Polyak(Rule):
     """
 
     needs_loss: ClassVar[bool] = True
+    meant_for: ClassVar[Setting | None] = Setting("plain SGD", rate=1.0)
 
     loss_min: float = 0.0
     damping: float = 0.5

@@ -1,6 +1,7 @@
 """What a learning-rate rule sees of one optimizer step, and what it has to answer."""
 
 from abc import abstractmethod
+from math import inf
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
@@ -28,14 +29,35 @@ class Measurement(NamedTuple):
     start_norms: Tensor | None = None
 
 
+class Setting(NamedTuple):
+    """What a rule is meant to control, where its factor is more than a correction of a learning rate that fits.
+
+    Attributes:
+        optimizer: As a sentence names it: "plain SGD".
+        rate: The learning rate, before any schedule.
+        max_factor: The cap of ``LearningRateControl`` under which the rule does what it was published to do.
+    """
+
+    optimizer: str
+    rate: float
+    max_factor: float = inf
+
+
 class Rule(Method):
     """From a measurement to factors on the learning rates. A frozen dataclass; its state is a value.
 
     A group that is not observed gets the factor 1 and leaves the state as it is.
+
+    Attributes:
+        needs_loss: Whether the measurement must have the loss.
+        needs_distance: Whether it must have the distances.
+        meant_for: What the rule is meant to control; None: whatever learning rate the user has chosen. With another
+            rate ``LearningRateControl`` warns at the start of training.
     """
 
     needs_loss: ClassVar[bool] = False
     needs_distance: ClassVar[bool] = False
+    meant_for: ClassVar[Setting | None] = None
 
     @abstractmethod
     def __call__(self, measurement: Measurement, state: Any) -> tuple[Tensor, State]:
