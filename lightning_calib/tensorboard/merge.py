@@ -1,6 +1,8 @@
 """One story out of several tags: a run that was resumed with other layers has one tag for each set of them."""
 
+import math
 from collections.abc import Sequence
+from heapq import heappop, heappush
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +31,22 @@ class Table(NamedTuple):
     values: NDArray[np.float32]
 
 
+class _Latest(NamedTuple):
+    """At each step the newest record of every tag so far, and of those the two that were written last.
+
+    Attributes:
+        steps: (N,) int64, ascending and distinct, every step of every tag.
+        first: (N,) when the last of them was written.
+        tags: (N,) the position of its tag.
+        second: (N,) when the last of the other tags' was written; -inf without one.
+    """
+
+    steps: NDArray[np.int64]
+    first: NDArray[np.float64]
+    tags: NDArray[np.float64]
+    second: NDArray[np.float64]
+
+
 def current(found: Sequence[Records], clock: Sequence[Records] = ()) -> list[Records]:
     """The records that still stand, oldest tag first; tags of which nothing stands are left out.
 
@@ -39,18 +57,43 @@ def current(found: Sequence[Records], clock: Sequence[Records] = ()) -> list[Rec
         found: The tags of one kind and one optimizer.
         clock: Further tags that were written along with them, to tell what was written again.
     """
-    standing = []
-    for mine in found:
-        old = np.zeros(len(mine.steps), bool)
-        for other in (*found, *clock):
-            if other is not mine and len(other.steps):
-                at = np.searchsorted(other.steps, mine.steps, side="right") - 1
-                old |= (at >= 0) & (other.walls[np.maximum(at, 0)] > mine.walls)
-        keep = np.flatnonzero(~old)
+    latest, standing = _latest([*found, *clock]), []
+    for index, mine in enumerate(found):
+        at = np.searchsorted(latest.steps, mine.steps)
+        others = np.where(latest.tags[at] == index, latest.second[at], latest.first[at])
+        keep = np.flatnonzero(others <= mine.walls)
         if len(keep):
             values = [mine.values[i] for i in keep]
             standing.append(mine._replace(steps=mine.steps[keep], walls=mine.walls[keep], values=values))
     return sorted(standing, key=lambda records: float(records.walls[-1]))
+
+
+def _latest(found: Sequence[Records]) -> _Latest:
+    """In one pass over the steps, since a run may have thousands of tags."""
+    begins: dict[int, list[tuple[float, int, float]]] = {}
+    for tag, records in enumerate(found):
+        steps = records.steps.tolist()
+        for step, until, wall in zip(steps, [*steps[1:], math.inf], records.walls.tolist(), strict=False):
+            begins.setdefault(step, []).append((-wall, tag, until))  # the tag's newest record from `step` to `until`
+    newest: list[tuple[float, int, float]] = []  # a heap, the latest on top
+    rows = []
+    for step in sorted(begins):
+        for record in begins[step]:
+            heappush(newest, record)
+        first = _top(newest, step)
+        heappop(newest)
+        second = _top(newest, step)
+        heappush(newest, first)
+        rows.append((-first[0], first[1], -second[0]))
+    table = np.array(rows, np.float64).reshape(-1, 3)
+    return _Latest(np.array(sorted(begins), np.int64), table[:, 0], table[:, 1], table[:, 2])
+
+
+def _top(heap: list[tuple[float, int, float]], step: int) -> tuple[float, int, float]:
+    """The top of the heap without what a newer record of its tag has replaced at this step."""
+    while heap and heap[0][2] <= step:
+        heappop(heap)
+    return heap[0] if heap else (math.inf, -1, math.inf)
 
 
 def union(parts: Sequence[Table], inner: tuple[int, ...] = ()) -> Table:
@@ -80,14 +123,16 @@ def union(parts: Sequence[Table], inner: tuple[int, ...] = ()) -> Table:
 
 def ordered(found: Sequence[Sequence[str]]) -> list[str]:
     """Every name once, in the order of the first list; one that it lacks follows the one before it in its own list."""
-    order: list[str] = []
+    after: dict[str | None, str | None] = {None: None}  # the name that follows; None begins and ends the order
     for names in found:
-        known, before = set(order), None
-        following: dict[str | None, list[str]] = {}
+        place: str | None = None
         for name in names:
-            if name in known:
-                before = name
-            else:
-                following.setdefault(before, []).append(name)
-        order = [*following.get(None, []), *(each for name in order for each in (name, *following.get(name, [])))]
+            if name not in after:
+                after[name], after[place] = after[place], name
+            place = name
+    order: list[str] = []
+    last = after[None]
+    while last is not None:
+        order.append(last)
+        last = after[last]
     return order
