@@ -15,7 +15,7 @@ export function legend(place, step, items) {
         h(`span.key${item.block ? ".block" : ""}${item.dash ? (item.dash[0] > 2 ? ".dashed" : ".dotted") : ""}`, {
           style: { color: item.colour },
         }),
-        item.label,
+        h("span.label", { text: item.label }),
         item.values ? h("b", { text: measured(valueAt(item, step)) }) : null,
       ),
     ),
