@@ -3,11 +3,12 @@
 import json
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from lightning_calib.tensorboard.about import KINDS
 from lightning_calib.tensorboard.contract import EVENTS
-from lightning_calib.tensorboard.reading import MOST_STEP, Reader, Run, Series
+from lightning_calib.tensorboard.reading import MOST_STEP, Reader, Records, Run, Series
 from lightning_calib.tensorboard.refused import Refused, require
 from lightning_calib.tensorboard.selection import Selection
 
@@ -19,16 +20,29 @@ def runs(reader: Reader) -> dict[str, Any]:
 
 
 def events(chosen: Selection) -> dict[str, Any]:
-    """All events in the order of their own steps."""
-    found = chosen.records(EVENTS) if chosen.has(EVENTS) else []
-    listed = [event for each in found for value in each.values for event in _events(value.item())]
-    return {"events": sorted(listed, key=lambda event: int(event["step"]))}
+    """All events in the order of their own steps; "problems" says why one of another optimizer's cannot be read.
+
+    A summary is of the whole run, whichever optimizer's records it stands among.
+    """
+    listed = _listed(chosen.records(EVENTS) if chosen.has(EVENTS) else [])
+    problems: list[str] = []
+    try:
+        found, refused = chosen.elsewhere(EVENTS)
+        problems += map(str, refused)
+        listed += [event for event in _listed(found) if event["kind"] == "summary"]
+    except Refused as refusal:
+        problems.append(str(refusal))
+    return {"events": sorted(listed, key=lambda event: int(event["step"])), "problems": problems}
 
 
 def natural(name: str) -> list[Any]:
     """A key that sorts layer2 before layer10."""
     pieces = re.split(r"([0-9]+)", name)
     return [(len(text.lstrip("0")), text.lstrip("0"), text) if i % 2 else text for i, text in enumerate(pieces)]
+
+
+def _listed(found: Sequence[Records]) -> list[dict[str, Any]]:
+    return [event for each in found for value in each.values for event in _events(value.item())]
 
 
 def _described(run: Run) -> dict[str, Any]:

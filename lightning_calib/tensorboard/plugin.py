@@ -15,6 +15,7 @@ from lightning_calib.tensorboard.contract import PLUGIN
 from lightning_calib.tensorboard.reading import Reader
 from lightning_calib.tensorboard.refused import Refused
 from lightning_calib.tensorboard.selection import Selection
+from lightning_calib.tensorboard.unexpanded import screened
 
 log = logging.getLogger("lightning_calib")
 
@@ -39,6 +40,12 @@ class GradientsPlugin(TBPlugin):  # type: ignore[misc]  # TensorBoard has no typ
         if context.data_provider is None:
             raise ValueError("this TensorBoard reads without a data provider (--generic_data=false)")
         self._provider = context.data_provider
+        if screened(self._provider, lambda *_: True) is None:
+            log.warning(
+                "The Gradients tab cannot look at a record before %s expands it: open no event files of strangers, "
+                "a small one can take up all memory",
+                type(self._provider).__name__,
+            )
 
     def is_active(self) -> bool:
         """Never by itself: TensorBoard shows the tab when it finds data of ours (see ``data_plugin_names``)."""

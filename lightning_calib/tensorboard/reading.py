@@ -1,7 +1,7 @@
 """Records out of TensorBoard's data provider, whichever of its two loaders stands behind it."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ from tensorboard.data.provider import RunTagFilter
 from lightning_calib.tensorboard.about import About, parse
 from lightning_calib.tensorboard.contract import EVENTS, PLUGIN
 from lightning_calib.tensorboard.refused import Refused, require, shown
+from lightning_calib.tensorboard.unexpanded import Form, form_of_array, form_of_proto, screened
 
 log = logging.getLogger("lightning_calib")
 
@@ -84,23 +85,52 @@ class Reader:
             raise Refused(f"`run` must be a run with records of lightning-calib, got {shown(name)}", 404)
         return _checked(name, listed[name])
 
-    def records(self, chosen: Sequence[Series]) -> list[Records]:
+    def records(self, chosen: Sequence[Series]) -> list[Records | Refused]:
         """Every record of some tags of one run, checked; in one question, since each costs up to 50 ms.
 
+        Returns:
+            For each tag its records, or the reason if one of them is not what the metadata promise.
+
         Raises:
-            Refused: If one of them is not what the metadata promise.
+            Refused: If nothing can be read.
         """
         if not chosen:
             return []
         run, tags = chosen[0].run, [series.tag for series in chosen]
         most = max(1, MOST_BYTES // sum(_bytes(series.about) for series in chosen))
         only = RunTagFilter(runs=[run], tags=tags)
+        screen = _Screen(chosen)
+        provider = screened(self._provider, screen.admit) or self._provider
         try:
-            found = self._provider.read_tensors(**self._where, run_tag_filter=only, downsample=most).get(run, {})
+            found = provider.read_tensors(**self._where, run_tag_filter=only, downsample=most).get(run, {})
         except Exception as problem:  # foreign code over foreign bytes: a record that cannot be decoded, a lost server
             log.warning("Cannot read %s of run %r: %s: %s", tags, run, type(problem).__name__, problem)
             raise Refused(f"{shown(tags)} of run {shown(run)} cannot be read") from None
-        return [_ordered(series, found.get(series.tag, []), most) for series in chosen]
+        for series in chosen:  # once more: another provider than TensorBoard's own two has expanded without asking
+            data = found.get(series.tag, [])
+            screen.check(series.tag, [datum.step for datum in data], [form_of_array(datum.numpy) for datum in data])
+        return [screen.refused.get(one.tag) or _ordered(one, found.get(one.tag, []), most) for one in chosen]
+
+
+class _Screen:
+    """Compares records with what the metadata of their tags promise; `refused` holds the reason for each bad tag."""
+
+    def __init__(self, chosen: Sequence[Series]) -> None:
+        self._series = {series.tag: series for series in chosen}
+        self.refused: dict[str, Refused] = {}
+
+    def admit(self, tag: str, steps: Sequence[int], records: Sequence[Any]) -> bool:
+        """Whether all records of a tag may be expanded."""
+        self.check(tag, steps, map(form_of_proto, records))
+        return tag not in self.refused
+
+    def check(self, tag: str, steps: Sequence[int], forms: Iterable[Form]) -> None:
+        """Remember the first record that is wrong."""
+        try:
+            for step, form in zip(steps, forms, strict=True):
+                _check(self._series[tag], step, form)
+        except Refused as refusal:
+            self.refused[tag] = refusal
 
 
 def _bytes(about: About) -> int:
@@ -118,23 +148,20 @@ def _checked(run: str, tags: Any) -> Run:
     return Run(series, [*problems[:MOST_PROBLEMS], *([f"and {more} more"] if more > 0 else [])])
 
 
-def _check(series: Series, datum: Any) -> None:
+def _check(series: Series, step: int, form: Form) -> None:
     where = f"{series.tag} of run {shown(series.run)}"
-    require(0 <= datum.step <= MOST_STEP, f"step in {where}", f"from 0 to {MOST_STEP}", datum.step)
-    value, at = datum.numpy, f"{where} at step {datum.step}"
-    if series.about.kind == EVENTS:
-        require(value.size == 1 and value.dtype.kind in "OSU", at, "one text", (value.dtype, value.shape))
+    require(0 <= step <= MOST_STEP, f"step in {where}", f"from 0 to {MOST_STEP}", step)
+    at, about = f"{where} at step {step}", series.about
+    if about.kind == EVENTS:
+        right = form.kind == "text" and form.held == 1 and all(size == 1 for size in form.shape)
+        require(right, at, "one text", tuple(form))
         return
-    expected = (np.dtype(np.float32), series.about.shape)
-    require(
-        (value.dtype, value.shape) == expected, at, f"float32 of shape {expected[1]}", (str(value.dtype), value.shape)
-    )
+    require(form[:2] == ("float32", about.shape), at, f"float32 of shape {about.shape}", form[:2])
+    require(form.held == 4 * about.numbers, at, f"{4 * about.numbers} bytes of numbers", form.held)
 
 
 def _ordered(series: Series, data: list[Any], most: int) -> Records:
     """Without records that a resumed run has overwritten, should the loader have left them."""
-    for datum in data:
-        _check(series, datum)
     steps = np.array([datum.step for datum in data], np.int64)
     walls = np.nan_to_num(np.array([datum.wall_time for datum in data], np.float64), posinf=0.0, neginf=0.0)
     keep = np.ones(len(data), bool)

@@ -1,53 +1,16 @@
 """Event files come from anywhere: whatever they hold, the answer is a reason, and other runs go on."""
 
-import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from board import LOADERS, ROUTES, Board, Frame, board
-from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, SummaryMetadata
+from forged import forge, metadata, proto, repeated, text, texts
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
-from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
-from written import GLOBAL_NAMES, event, events, histograms, layers, run, totals, writer
-
-from lightning_calib.tensorboard.contract import HISTOGRAM_COLUMNS
-from lightning_calib.tensorboard.writer import Record
-
-ROWS = ["a.weight", "b.weight"]
-GOOD: dict[str, Record] = {
-    "layers": layers(ROWS, torch.ones(2, 5)),
-    "globals": totals(torch.ones(len(GLOBAL_NAMES))),
-    "hist": histograms(["a", "b"], torch.ones(2, 2, len(HISTOGRAM_COLUMNS))),
-    "events": events([event(0, "dead", "text")]),
-}
-
-
-def metadata(kind: str, /, **changed: Any) -> bytes:
-    """A kind's good metadata with some keys changed; `...` leaves a key out."""
-    entries = {"version": 1, **GOOD[kind].about, **changed}
-    return json.dumps({key: value for key, value in entries.items() if value is not ...}).encode()
-
-
-def proto(*shape: int, numbers: int | None = None, dtype: int = DT_FLOAT) -> TensorProto:
-    """A tensor that may lie about its shape: `numbers` float32 of content."""
-    dims = TensorShapeProto(dim=[TensorShapeProto.Dim(size=size) for size in shape])
-    count = torch.Size(shape).numel() if numbers is None else numbers
-    return TensorProto(dtype=dtype, tensor_shape=dims, tensor_content=b"\0\0\x80?" * count)
-
-
-def repeated(*shape: int) -> TensorProto:
-    """One number that stands for all."""
-    return TensorProto(dtype=DT_FLOAT, tensor_shape=proto(*shape, numbers=0).tensor_shape, float_val=[1.0])
-
-
-def text(content: str | bytes) -> TensorProto:
-    return TensorProto(dtype=DT_STRING, string_val=[content if isinstance(content, bytes) else content.encode()])
-
+from written import run
 
 # What metadata may say wrongly, and a word of the reason.
 METADATA: dict[str, tuple[str, bytes, str]] = {
@@ -85,14 +48,17 @@ METADATA: dict[str, tuple[str, bytes, str]] = {
 RECORDS: dict[str, tuple[str, TensorProto, int, str]] = {
     "fewer rows": ("layers", proto(1, 5), 0, "(2, 5)"),
     "transposed": ("layers", proto(5, 2), 0, "(2, 5)"),
-    "too few numbers": ("layers", proto(2, 5, numbers=3), 0, "cannot be read"),
-    "not whole numbers": ("layers", TensorProto(dtype=DT_FLOAT, tensor_content=b"123"), 0, "cannot be read"),
-    "negative size": ("layers", proto(-2, -5, numbers=10), 0, "cannot be read"),
-    "huge size": ("layers", proto(2**40, 2**40, numbers=1), 0, "cannot be read"),
-    "one number many times": ("layers", repeated(2**40, 2**10), 0, "cannot be read"),
+    "too few numbers": ("layers", proto(2, 5, numbers=3), 0, "40 bytes"),
+    "not whole numbers": ("layers", TensorProto(dtype=DT_FLOAT, tensor_content=b"123"), 0, "(2, 5)"),
+    "negative size": ("layers", proto(-2, -5, numbers=10), 0, "(2, 5)"),
+    "huge size": ("layers", proto(2**40, 2**40, numbers=1), 0, "(2, 5)"),
+    "one number many times": ("layers", repeated(2**40, 2**10), 0, "(2, 5)"),
+    "one number for all": ("layers", repeated(2, 5), 0, "40 bytes"),
+    "one text many times": ("events", texts(2**40), 0, "one text"),
+    "text of bytes": ("events", TensorProto(dtype=DT_STRING, tensor_content=b"[]"), 0, "one text"),
     "double": ("globals", proto(15, numbers=30, dtype=DT_DOUBLE), 0, "float32"),
     "text for numbers": ("globals", text("[1, 2]"), 0, "float32"),
-    "no such type": ("globals", TensorProto(dtype=77, tensor_content=b"1234"), 0, "cannot be read"),
+    "no such type": ("globals", TensorProto(dtype=77, tensor_content=b"1234"), 0, "type 77"),
     "scalar": ("hist", proto(), 0, "(2, 2, 67)"),
     "negative step": ("globals", proto(15), -5, "`step in calib/globals"),
     "numbers for text": ("events", proto(3), 0, "one text"),
@@ -109,15 +75,6 @@ RECORDS: dict[str, tuple[str, TensorProto, int, str]] = {
     ),
     "event layer": ("events", text('[{"step": 1, "kind": "dead", "text": "", "layer": {}}]'), 0, "`event`"),
 }
-
-
-def forge(folder: Path, tag: str, content: bytes, value: TensorProto, step: int = 0) -> None:
-    plugin = SummaryMetadata.PluginData(plugin_name="lightning_calib", content=content)
-    about = SummaryMetadata(plugin_data=plugin, data_class=DATA_CLASS_TENSOR)
-    with writer(folder) as out:
-        out.write([GOOD["events"]._replace(tag="calib/events.good")], 0)  # so that the run is there in any case
-        summary = Summary(value=[Summary.Value(tag=tag, metadata=about, tensor=value)])
-        out.experiment._get_file_writer().add_summary(summary, step)
 
 
 @pytest.fixture(scope="module")

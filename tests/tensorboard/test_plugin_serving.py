@@ -147,7 +147,7 @@ def test_events_of_one_step_are_all_there_in_the_order_of_their_own_steps(tab: B
     assert found[0] == {"step": 3, "kind": "dead", "text": "late <b>news</b>", "layer": "a.weight", "value": 2}
     assert [each["text"] for each in found[1:]] == [f"number {i}" for i in range(4)]
     assert [each["value"] for each in found[1:]] == [1.5, "NaN", "Infinity", "-Infinity"]
-    assert tab.json("events", run="long") == {"events": []}
+    assert tab.json("events", run="long") == {"events": [], "problems": []}
 
 
 def test_odd_names_go_through_unchanged(tab: Board) -> None:

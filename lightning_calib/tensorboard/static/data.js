@@ -19,7 +19,7 @@ export function createData() {
     forget: () => (answers = new Map()),
     runs: async () => (await ask(json, "runs", {})).runs,
     globals: async (run, optimizer) => named(await ask(frame, "globals", { run, optimizer })),
-    events: async (run, optimizer) => (await ask(json, "events", { run, optimizer })).events,
+    events: (run, optimizer) => ask(json, "events", { run, optimizer }),
     layers: (run, optimizer, stat) => ask(frame, "layers", { run, optimizer, stat }),
     node: (run, optimizer, path) => ask(frame, "node", { run, optimizer, path }),
     hist: (run, optimizer, path) => ask(frame, "hist", { run, optimizer, path }),
@@ -35,16 +35,23 @@ function named({ names, steps, data }) {
   return columns;
 }
 
-/** Everything that the left column shows of one run. */
+/** Everything that the left column shows of one run; `problems` says what of it cannot be read. */
 export async function loadRun(data, about, stat) {
   const has = (kind) => about.kinds.includes(kind);
-  const ask = (kind) => [about.run, about.optimizer, kind];
-  const [globals, events, frames] = await Promise.all([
-    has("globals") ? data.globals(...ask()) : null,
-    has("events") ? data.events(...ask()) : [],
-    has("layers") ? loadFrames(data, about, stat) : null,
+  const ask = [about.run, about.optimizer];
+  const problems = [];
+  const readable = (answer, otherwise) =>
+    answer.catch((error) => {
+      if (error.status !== 400) throw error;
+      problems.push(error.message);
+      return otherwise;
+    });
+  const [globals, happened, frames] = await Promise.all([
+    has("globals") ? readable(data.globals(...ask), null) : null,
+    readable(data.events(...ask), { events: [], problems: [] }), // the run's summary may stand at another optimizer
+    has("layers") ? readable(loadFrames(data, about, stat), null) : null,
   ]);
-  return { about, globals, events, frames };
+  return { about, globals, events: happened.events, frames, problems: [...problems, ...happened.problems] };
 }
 
 /** Frames of the parts of a statistic, and what they share. */

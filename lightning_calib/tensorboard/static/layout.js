@@ -77,7 +77,7 @@ export function createLayout(app) {
     loaded(about) {
       if (!main.isConnected) replace(page, toolbar.node, notice, main);
       const gone = about.gone === null ? [] : [`There is no run “${about.gone}” here. This is “${about.run}”.`];
-      show([...gone, ...about.problems].join(" "));
+      show([...gone, ...about.problems, ...app.model.problems].join(" "));
       const node = app.state.values.layer ? app.selection.find(app.state.values.layer) : null;
       if (node) app.selection.reveal(node);
       toolbar.loaded();
