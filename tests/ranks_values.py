@@ -78,6 +78,31 @@ def half_types_accumulate_in_float32() -> None:
 
 
 @case
+def norms_whose_squares_overflow_are_read_again_by_all() -> None:
+    """On one process a row of the large matrix has overflowed, on the other nothing has."""
+    for name, place in places().items():
+        for dtype, scale, kind in ((torch.float32, 1e25, 2.0), (torch.float64, 1e200, 2.0), (torch.float32, 1e15, 3.0)):
+            plain, ours = zoo(dtype), placed(zoo(dtype), place)
+            for module in (plain, ours):
+                fill(module, 1)
+                grad = module["large"].weight.grad
+                huge = torch.ones(77, 200, dtype=dtype)
+                huge[3] *= scale
+                grad.mul_(spread(huge, grad.device_mesh, grad.placements) if isinstance(grad, DTensor) else huge)
+            a, b = Plan.of(plain), Plan.of(ours)
+            for units in (False, True):
+                expected = measure(a, a.gradients(), kind, units)
+                measure(b, b.gradients(), math.inf, units)
+                with counted() as calls:
+                    found = measure(b, b.gradients(), kind, units)
+                assert calls == {"all_reduce": 3 * meshes(ours)}, f"{name}: {calls}"
+                assert found.pieces.isfinite().all()
+                torch.testing.assert_close(found.pieces, expected.pieces, **CLOSE)
+                torch.testing.assert_close(found.norm, expected.norm, **CLOSE)
+                same_everywhere(found.pieces)
+
+
+@case
 def what_is_not_finite_on_one_process_is_seen_by_all() -> None:
     for name, place in places().items():
         for bad in (math.nan, math.inf):

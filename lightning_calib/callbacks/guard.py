@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
@@ -148,13 +147,8 @@ class NonFiniteGuard(CalibratedCallback):
         if session is None or ledger.before is None or book.judged:
             return
         self._window.stepped = True
-        if bool(ledger.total(ledger.reading()).isfinite()):
-            return
-        bad = look_closer(ledger.plan, ledger.gradients)
-        if not bad:
-            # Every element is finite, only their float32 norm is not (it overflows from 1.8e19 on).
-            norm = ledger.total(ledger.remeasure_wide())
-            ledger.before = torch.where(ledger.before.isfinite(), ledger.before, norm)
+        bad = [] if ledger.is_finite() else look_closer(ledger.plan, ledger.gradients)
+        if not bad:  # or every element is finite, and only their norm is too large for its type
             return
         book.judged = True
         scale = float(session.scaler.get_scale()) if session.scaler is not None else None

@@ -4,7 +4,6 @@ from collections import deque
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -72,6 +71,7 @@ class Ledger:
         self.fired: dict[object, Tensor] = {}
         self.before: Tensor | None = None
         self.final: Tensor | None = None
+        self.scaled = False  # whether an overflow was seen in this step
         self.forget()
         return changed
 
@@ -96,10 +96,16 @@ class Ledger:
             self.readings[norm_type] = self.measure(norm_type)
         return self.readings[norm_type]
 
-    def remeasure_wide(self) -> Reading:
-        """Read again, summing in float64: a float32 norm overflows from 1.8e19 on, although every element is finite."""
-        self.readings = {2.0: self.measure(dtype=self.plan.wide)}
-        return self.readings[2.0]
+    def is_finite(self) -> bool:
+        """Whether the norm is; waits for the device. One that has only overflowed is read again first, scaled."""
+        finite = bool(self.total(self.reading()).isfinite())
+        if finite or self.readings[2.0].scaled:
+            return finite
+        self.scaled, self.readings = True, {}
+        norm = self.total(self.reading())
+        if self.before is not None and not self.before.isfinite():
+            self.before = norm
+        return bool(norm.isfinite())
 
     def drop(self) -> None:
         """Drop the step: without gradients the optimizer changes nothing, neither parameters nor state."""
@@ -107,9 +113,9 @@ class Ledger:
             tensor.grad = None
         self.forget()
 
-    def measure(self, norm_type: float = 2.0, dtype: torch.dtype | None = None) -> Reading:
+    def measure(self, norm_type: float = 2.0) -> Reading:
         """Read the gradients, as those of a whole window: Lightning divides those of a short one by as many parts."""
-        found = measure(self.plan, self.gradients, norm_type, self.units, dtype)
+        found = measure(self.plan, self.gradients, norm_type, self.units, self.scaled)
         if self.completion != 1.0:
             found = found.rescaled(found.pieces.new_full((1,), self.completion))
         if self.scale is None:

@@ -33,15 +33,20 @@ def push_arithmetic(moments: Moments, values: Tensor, where: Tensor) -> Moments:
     share = 1 / seen.clamp(min=1).to(values.dtype)
     residual = values - moments.mean
     mean = torch.where(where, moments.mean + share * residual, moments.mean)
-    var = torch.where(where, moments.var + share * (residual * (values - mean) - moments.var), moments.var)
-    return Moments(seen, mean, var)
+    var = moments.var + share * (residual * (values - mean) - moments.var)
+    return Moments(seen, mean, torch.where(where, _largest(var), moments.var))
 
 
 def push_exponential(moments: Moments, values: Tensor, where: Tensor, decay: float) -> Moments:
     """Add one value where ``where``; older ones fade by ``decay``, and the spread is taken about the new mean."""
     mean = torch.where(where, decay * moments.mean + (1 - decay) * values, moments.mean)
-    var = torch.where(where, decay * moments.var + (1 - decay) * (values - mean) ** 2, moments.var)
-    return Moments(moments.seen + where, mean, var)
+    var = decay * moments.var + (1 - decay) * (values - mean) ** 2
+    return Moments(moments.seen + where, mean, torch.where(where, _largest(var), moments.var))
+
+
+def _largest(var: Tensor) -> Tensor:
+    """A variance that overflows would stay infinite for good: the largest number there is fades."""
+    return var.clamp(max=torch.finfo(var.dtype).max)
 
 
 class Ring(NamedTuple):

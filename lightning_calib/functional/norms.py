@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 
 import torch
 from torch import Tensor
 
 from lightning_calib.functional.plan import Plan, moved
+from lightning_calib.functional.rescale import rescale_
 from lightning_calib.functional.sharding import held, is_sharded
 from lightning_calib.functional.shards import Shards
 
@@ -22,12 +24,14 @@ class Reading:
         pieces: Norms of the T tensors, shape (T,), or of their U units, shape (U,); float32, or float64 where a
             parameter is.
         by_unit: Which of the two.
+        scaled: Whether what overflowed was read again, scaled.
     """
 
     plan: Plan
     norm_type: float
     pieces: Tensor
     by_unit: bool = False
+    scaled: bool = False
 
     @property
     def units(self) -> Tensor | None:
@@ -40,39 +44,85 @@ class Reading:
         if not self.by_unit or not self.plan.tensors:
             return self.pieces
         each = torch.split(self.pieces, list(self.plan.unit_counts))
+        if self.scaled:
+            return torch.stack([self.fold(one, 0) for one in each])
         folded = torch._foreach_norm(each, self.norm_type, dtype=self.plan.wide)
         return torch.stack(folded).to(self.plan.dtype)
+
+    @cached_property
+    def norm(self) -> Tensor:
+        """The norm of all the tensors together, 0-d."""
+        return self.fold(self.pieces, 0) if self.pieces.numel() else self.pieces.new_zeros(())
+
+    def fold(self, norms: Tensor, dim: int) -> Tensor:
+        """The norm of what has these norms, along ``dim``; in a scaled reading their p-th powers may overflow, too."""
+        folded: Tensor
+        if not self.scaled:
+            folded = torch.linalg.vector_norm(norms, self.norm_type, dim=dim, dtype=self.plan.wide)
+            return folded.to(norms.dtype)
+        wide = norms.to(self.plan.wide)
+        top = torch.linalg.vector_norm(wide, inf, dim=dim, keepdim=True)
+        top = torch.where(top.isfinite() & (top > 0), top, 1.0)
+        folded = torch.linalg.vector_norm(wide / top, self.norm_type, dim=dim) * top.squeeze(dim)
+        return folded.to(norms.dtype)
 
     def rescaled(self, factors: Tensor) -> "Reading":
         """The reading after a rescale by ``factors``: shape (1,), (T,) or (U,). Nothing is read again."""
         if self.by_unit and factors.numel() not in (1, self.pieces.numel()):
             factors = factors[self.plan.unit_owner]
-        return Reading(self.plan, self.norm_type, self.pieces * factors, self.by_unit)
+        return Reading(self.plan, self.norm_type, self.pieces * factors, self.by_unit, self.scaled)
 
 
 @torch.no_grad()
 def measure(
-    plan: Plan,
-    values: Sequence[Tensor | None],
-    norm_type: float = 2.0,
-    units: bool = False,
-    dtype: torch.dtype | None = None,
+    plan: Plan, values: Sequence[Tensor | None], norm_type: float = 2.0, units: bool = False, scaled: bool = False
 ) -> Reading:
     """Take the norm of every value, laid out as ``plan.tensors``: gradients or weights, dense or sparse.
 
-    Half types accumulate in float32: an fp16 norm above 65504 is right, a bf16 one is not rounded. Another ``dtype``,
-    such as ``plan.wide``, is for elements whose squares overflow; the reading is of ``plan.dtype`` in any case.
+    Half types accumulate in float32: an fp16 norm above 65504 is right, a bf16 one is not rounded. Squares overflow
+    from 1.8e19 on (float64: 1.3e154) although the norm fits into the type. On the CPU what is not finite is therefore
+    read again, scaled by its largest magnitude; elsewhere to look would be to wait for the device, so that it is done
+    where ``scaled`` asks for it.
 
     Of DTensors each process reads what it holds, and one collective per mesh, which all processes must come to, makes
-    of it the norms of the whole: the same bits on all of them.
+    of it the norms of the whole: the same bits on all of them, so that all of them read again or none does.
     """
-    by_unit, dtype = units and bool(plan.tensors), dtype or plan.dtype
+    reading = Reading(plan, norm_type, _pieces(plan, values, norm_type, units), units)
+    if norm_type != inf and (scaled or (plan.device.type == "cpu" and not _fits(reading))):
+        return _read_scaled(reading, values)
+    return reading
+
+
+def _fits(reading: Reading) -> bool:
+    """Whether all norms are finite, and so are the sums of their powers that `fold` makes."""
+    total: float = reading.pieces.sum().item()
+    limit: float = torch.finfo(reading.plan.wide).max ** min(1.0, 1 / reading.norm_type)
+    return total <= limit
+
+
+def _pieces(plan: Plan, values: Sequence[Tensor | None], norm_type: float, units: bool) -> Tensor:
+    by_unit, dtype = units and bool(plan.tensors), plan.dtype
     if plan.shards is not None:
-        pieces = _over_processes(plan, plan.shards, values, norm_type, by_unit, dtype)
-    else:
-        take = _all_unit_norms if by_unit else _tensor_norms
-        pieces = take(plan, values, norm_type, dtype)
-    return Reading(plan, norm_type, pieces.to(plan.dtype), by_unit=units)
+        return _over_processes(plan, plan.shards, values, norm_type, by_unit, dtype).to(dtype)
+    take = _all_unit_norms if by_unit else _tensor_norms
+    return take(plan, values, norm_type, dtype)
+
+
+def _read_scaled(reading: Reading, values: Sequence[Tensor | None]) -> Reading:
+    """Read again what is not finite though its elements are: times a power of two that brings the largest below 4."""
+    plan, norm_type, pieces = reading.plan, reading.norm_type, reading.pieces
+    beyond = ~pieces.isfinite()
+    if beyond.any():
+        tops = _pieces(plan, values, inf, reading.by_unit)
+        beyond &= tops.isfinite()
+    if beyond.any():
+        factors = torch.where(beyond, 4 * torch.frexp(tops).mantissa / tops, 1.0)
+        owners = plan.unit_owner[beyond] if reading.by_unit else beyond.nonzero().flatten()
+        chosen = set(owners.tolist())
+        copies = [held(one).clone() if one is not None and i in chosen else None for i, one in enumerate(values)]
+        rescale_(plan, copies, factors)
+        pieces = torch.where(beyond, _pieces(plan, copies, norm_type, reading.by_unit) / factors, pieces)
+    return Reading(plan, norm_type, pieces, reading.by_unit, scaled=True)
 
 
 def _over_processes(

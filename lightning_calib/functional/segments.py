@@ -81,18 +81,13 @@ class Segments:
     def fold(self, reading: Reading) -> Tensor:
         """The segments' norms, shape (K,), from the pieces' norms."""
         if self.scope == "global" and self.pick is None:
-            return self._norm(reading, reading.pieces, 0).reshape(1)
+            return reading.norm.reshape(1)
         pieces = reading.pieces if self.scope == "unit" else reading.tensors
         norms = pieces if self.pick is None else pieces[self.pick]
-        if self.table is None:
+        if self.table is None or not self.names:
             return norms
-        return self._norm(reading, torch.cat([norms, norms.new_zeros(1)])[self.table], 1)
-
-    def _norm(self, reading: Reading, norms: Tensor, dim: int) -> Tensor:
-        if norms.numel() == 0:
-            return norms.new_zeros(len(self))
-        folded: Tensor = torch.linalg.vector_norm(norms, reading.norm_type, dim=dim, dtype=self.plan.wide)
-        return folded.to(norms.dtype)
+        padded = torch.cat([norms, norms.new_zeros(1)])[self.table]
+        return reading.fold(padded, 1)
 
     def spread(self, coefficients: Tensor) -> Tensor:
         """One factor per piece from one per segment: (T,) or (U,), or (1,) where one serves all."""

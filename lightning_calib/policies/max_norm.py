@@ -37,7 +37,8 @@ class MaxNorm(Policy):
         tensor([0.2000])
 
     Note:
-        A float32 gradient with elements above about 1e19 has a norm of inf: it counts as not finite and is left alone.
+        A norm above the largest number of its type (3.4e38 in float32) counts as not finite and is left alone; on a GPU
+        so does one of elements above about 1e19, whose squares overflow, unless ``NonFiniteGuard`` looks closer.
 
     References:
         Pascanu, Mikolov and Bengio, *On the difficulty of training recurrent neural networks*, ICML 2013, Algorithm 1.
