@@ -21,7 +21,7 @@ from torch import Tensor, distributed
 from torch.multiprocessing import start_processes
 
 WORLD = 2
-MODULES = ("ranks_values", "ranks_fits", "ranks_others")
+MODULES = ("ranks_values", "ranks_fits", "ranks_others", "ranks_memory")
 CASES: dict[str, Callable[[], None]] = {}
 _COLLECTIVES = ("all_reduce", "all_gather", "all_gather_into_tensor", "broadcast", "reduce_scatter_tensor")
 

@@ -8,12 +8,17 @@ from torch import Tensor
 
 from lightning_calib.callbacks.ledger import Ledger
 from lightning_calib.callbacks.modes import TrainerClip, overwrites_gradients
+from lightning_calib.callbacks.voice import warn
 from lightning_calib.callbacks.weights import Moved, WeightSample
 from lightning_calib.functional.norms import Reading
+
+_USED, _UPDATE = "`calib/grad_norm_after`", "`calib/update_norm` and `calib/update_ratio`"
 
 
 class After:
     """Watches one optimizer through torch's own step hooks; does nothing on a step that is not logged.
+
+    Training needs nothing of what it reads, so that a failure to read it ends the tags, not the run.
 
     Args:
         ledger: The optimizer's record.
@@ -30,6 +35,7 @@ class After:
         self.ledger, self.clip, self.foreseeable, self.weights = ledger, clip, foreseeable, weights
         self.overwritten = overwrites_gradients(ledger.optimizer)
         self.handles: list[Any] = []
+        self.ended: set[str] = set()  # tags whose reading has failed
         self.look: Callable[[Ledger], None] | None = None
         self.clear()
 
@@ -60,13 +66,31 @@ class After:
         self.clear()
         self.waiting = True
         if self.weights:
-            self.sample = WeightSample(self.ledger.plan.tensors)
+            self._attempt(_UPDATE, self._copy_weights)
+
+    def _attempt(self, tags: str, read: Callable[[], None]) -> None:
+        if tags in self.ended:
+            return
+        try:
+            read()
+        except Exception as trouble:
+            if self.ledger.plan.shards is not None:  # the other processes would wait for this one in a collective
+                raise
+            self.ended.add(tags)
+            warn(f"{self.ledger.label} has no {tags} from here on, training goes on: {trouble!r}")
+
+    def _copy_weights(self) -> None:
+        self.sample = WeightSample(self.ledger.plan.tensors)
+
+    def _compare_weights(self) -> None:
+        sample, self.sample = self.sample, None
+        self.update = sample.moved() if sample is not None else None
 
     def _before_step(self) -> None:
         # Without a GradScaler this comes before the backward pass and finds nothing to do. With one it comes
         # when everybody has had the gradients: the best moment to read them.
         if self.waiting and self.ledger.opened:
-            self._read()
+            self._attempt(_USED, self._read)
 
     @torch.no_grad()
     def _after_step(self) -> None:
@@ -79,16 +103,16 @@ class After:
         if self.reading is None and self.overwritten:
             self._compute()
         elif self.reading is None:
-            self._read()
+            self._attempt(_USED, self._read)
         if self.sample is not None:
-            self.update, self.sample = self.sample.moved(), None
+            self._attempt(_UPDATE, self._compare_weights)
         self._count()
 
     @torch.no_grad()
     def _read(self) -> None:
         self.ledger.gradients = self.ledger.plan.gradients()
-        self.reading = self.ledger.measure()
-        self.used = self.ledger.total(self.reading)
+        reading = self.ledger.measure()
+        self.used, self.reading = self.ledger.total(reading), reading
         if self.look is not None:
             self.look(self.ledger)
 

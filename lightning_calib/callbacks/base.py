@@ -12,6 +12,7 @@ from lightning_calib.callbacks.counting import Count, windowless
 from lightning_calib.callbacks.ledger import Ledger
 from lightning_calib.callbacks.loose import WRAPPED, Loose, loosely
 from lightning_calib.callbacks.modes import unsupported_optimizer, unsupported_strategy
+from lightning_calib.callbacks.observing import never_ends_a_run
 from lightning_calib.callbacks.row import Row
 from lightning_calib.callbacks.session import Session
 from lightning_calib.callbacks.start import start_line, warn_of_two_clippers
@@ -157,10 +158,11 @@ class CalibratedCallback(Callback):
             self._loose = self._loose or (None if self._off else loosely(self, trainer, pl_module))
             if self._loose is not None:
                 self._loose.turn(optimizer)
-            return
-        session, ledger = self._session, self._session.ledger(optimizer)
-        if ledger is None:
-            return
+        elif (ledger := self._session.ledger(optimizer)) is not None:
+            self._turn(self._session, ledger)
+
+    @never_ends_a_run
+    def _turn(self, session: Session, ledger: Ledger) -> None:
         if self is session.owner:
             session.open(ledger)
         elif self in session.behind_foreign:

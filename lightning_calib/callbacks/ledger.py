@@ -51,6 +51,11 @@ class Ledger:
         self.backwards = 0  # how many backward passes there had been at this optimizer's last step
 
     @property
+    def label(self) -> str:
+        """How sentences call the optimizer: its class and, where there are several, its index."""
+        return f"{type(self.optimizer).__name__}{self.suffix}"
+
+    @property
     def fused(self) -> bool:
         """Whether the optimizer divides the GradScaler's scale out by itself, and skips by itself."""
         return self.scaler is not None and bool(getattr(self.optimizer, "_step_supports_amp_scaling", False))
