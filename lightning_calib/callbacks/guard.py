@@ -30,9 +30,9 @@ class NonFiniteGuard(CalibratedCallback):
     """Watch for gradients that are not finite, before any clipping can hide them: one NaN makes every gradient NaN.
 
     Looks when the first of our callbacks does, wherever it stands in the list. Only on an incident it looks closer, and
-    says in one line: step, epoch, batch; how many tensors of how many, and the deepest listed of them (the last in
-    module order, which is not necessarily the cause) with its counts of NaN and Inf; loss, learning rate, loss scale;
-    what else is not finite; what is done.
+    says in one line: step (the x of the charts), epoch, batch; how many tensors of how many, and the deepest listed of
+    them (the last in module order, not necessarily the cause) with its counts of NaN and Inf; loss, learning rate, loss
+    scale; what else is not finite; what is done.
 
     Args:
         action: ``"warn"`` tells and changes nothing. ``"skip"`` drops the step exactly: parameters and optimizer state
@@ -178,7 +178,7 @@ class NonFiniteGuard(CalibratedCallback):
         parts = trainer.accumulate_grad_batches if session.module.automatic_optimization else 1
         deepest = max(bad, key=lambda one: self._order.get(one.name, -1))
         incident = Incident(
-            where=f"step {trainer.global_step} (epoch {trainer.current_epoch}, batch {self._window.index})",
+            where=f"step {session.step} (epoch {trainer.current_epoch}, batch {self._window.index})",
             bad=len(bad),
             tensors=len(ledger.plan.tensors),
             deepest=str(deepest),
@@ -189,7 +189,7 @@ class NonFiniteGuard(CalibratedCallback):
             origin=source.text,
         )
         text = describe(incident, self._outcome(book, limit, seen=seen_by_scaler(ledger)))
-        saved = self._keeper.save(text, source.evidence, trainer.global_rank, trainer.global_step)
+        saved = self._keeper.save(text, source.evidence, trainer.global_rank, session.step)
         book.remember(text)
         ledger.incidents.append((session.step, deepest.name, text))
         if book.loud:

@@ -21,6 +21,7 @@ class BatchKeeper:
     def __init__(self, folder: str | Path | None) -> None:
         self.folder = Path(folder) if folder is not None else None
         self.written = 0
+        self.last = (-1, 0)  # the step of the last incident, and how many it had
 
     def save(self, told: str, micros: list[MicroBatch], rank: int, step: int) -> str:
         """Write the micro-batches; returns what to say about it."""
@@ -28,7 +29,9 @@ class BatchKeeper:
             return ""
         if not micros:
             return f"Each rank whose loss was not finite saves its batch to {self.folder}."
-        path = self.folder / f"step{step:08d}-rank{rank}.pt"
+        self.last = (step, self.last[1] + 1 if self.last[0] == step else 1)
+        number = f"-{self.last[1]}" if self.last[1] > 1 else ""  # one batch may take several steps
+        path = self.folder / f"step{step:08d}-rank{rank}{number}.pt"
         try:
             batches = [{"batch_idx": one.index, "batch": plain(one.batch), "rng": one.rng} for one in micros]
             content = {"version": 1, "incident": told, "step": step, "rank": rank, "batches": batches}
