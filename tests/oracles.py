@@ -133,14 +133,17 @@ class MaxNormOracle:
 class PercentileOracle:
     """AutoClip (Seetharaman et al. 2020): the current norm joins the history before the percentile is read."""
 
-    def __init__(self, percentile: float, window: int | None, warmup_steps: int) -> None:
+    def __init__(
+        self, percentile: float, window: int | None, warmup_steps: int, warmup_max_norm: float = math.inf
+    ) -> None:
         self.percentile, self.window, self.warmup_steps = percentile, window, warmup_steps
+        self.warmup_max_norm = warmup_max_norm
         self.history: list[float] = []
 
     def step(self, norm: float, weight_norm: float = math.nan) -> float:
         self.history.append(norm)
         if len(self.history) <= self.warmup_steps:
-            return math.inf
+            return self.warmup_max_norm
         return float(np.percentile(self.recent(), self.percentile))
 
     def recent(self) -> list[float]:
@@ -154,10 +157,12 @@ class ZClipOracle:
     """ZClip (Kumar et al. 2025): population moments of the warm-up, then adaptive scaling, fed with what was kept.
 
     Without a spike the target is the trigger, or the norm itself where the paper's 1e-6 lets it pass above.
+    In the warm-up the target is a fixed norm, and the whole norm enters the moments.
     """
 
-    def __init__(self, z_max: float, decay: float, warmup_steps: int) -> None:
+    def __init__(self, z_max: float, decay: float, warmup_steps: int, warmup_max_norm: float = math.inf) -> None:
         self.z_max, self.decay, self.warmup_steps = z_max, decay, warmup_steps
+        self.warmup_max_norm = warmup_max_norm
         self.buffer: list[float] = []
         self.count = 0
         self.mean = self.var = 0.0
@@ -168,7 +173,7 @@ class ZClipOracle:
             self.buffer.append(norm)
             self.mean = float(np.mean(self.buffer))
             self.var = float(np.var(self.buffer))
-            return math.inf
+            return self.warmup_max_norm
         std = math.sqrt(self.var)
         z = (norm - self.mean) / (std + 1e-6)
         if z > self.z_max:
@@ -193,7 +198,7 @@ class RobustZScoreOracle(ZClipOracle):
             self.buffer.append(x)
             self.mean = float(np.mean(self.buffer))
             self.var = float(np.var(self.buffer))
-            return math.inf
+            return self.warmup_max_norm
         std = max(math.sqrt(self.var), 0.01)
         z = (x - self.mean) / std
         wanted = self.z_max * std / (z / self.z_max) if z > self.z_max else self.z_max * std
@@ -207,8 +212,9 @@ class RobustZScoreOracle(ZClipOracle):
 class EMARelativeOracle:
     """AdaGC's second phase (Wang et al. 2025), after a running mean of the first norms."""
 
-    def __init__(self, factor: float, decay: float, warmup_steps: int) -> None:
+    def __init__(self, factor: float, decay: float, warmup_steps: int, warmup_max_norm: float = math.inf) -> None:
         self.factor, self.decay, self.warmup_steps = factor, decay, warmup_steps
+        self.warmup_max_norm = warmup_max_norm
         self.first: list[float] = []
         self.count = 0
         self.average = 0.0
@@ -218,7 +224,7 @@ class EMARelativeOracle:
         if len(self.first) < self.warmup_steps:
             self.first.append(norm)
             self.average = sum(self.first) / len(self.first)
-            return math.inf
+            return self.warmup_max_norm
         target = self.factor * self.average
         self.average = self.decay * self.average + (1 - self.decay) * min(norm, target)
         return target

@@ -13,7 +13,7 @@ class GradientNormalize(Rescaler):
 
     Args:
         target: The norm of every segment after the rescale, in (0, inf), or any policy. A policy without an opinion
-            (its warm-up) leaves the gradient alone.
+            (its warm-up, without ``warmup_max_norm``) leaves the gradient alone.
         scope: What makes a segment.
         name: Tells two callbacks of this class apart, in tags and checkpoints.
 

@@ -15,7 +15,7 @@ class AutoClip(Rescaler):
     """Clip the whole gradient at a percentile of the norms so far: ``Percentile`` x "global".
 
     Args:
-        percentile: In [0, 100]; the paper recommends 10, so that about nine steps in ten are clipped.
+        percentile: 0 or in [1, 100]; the paper recommends 10, so that about nine steps in ten are clipped.
         window: How many norms to remember; None is the whole history, as in the paper.
         name: As in ``GradientClip``.
         rules: As in ``GradientClip``; with a rule, set ``window`` or keep each rule's scope to one segment.
@@ -67,6 +67,8 @@ class ZClip(Rescaler):
         name: As in ``GradientClip``.
         rules: As in ``GradientClip``.
         dry_run: As in ``GradientClip``.
+        warmup_max_norm: The largest norm during the warm-up, in (0, inf]; None clips nothing in it. Where this callback
+            replaces a clip value, pass that value.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -75,17 +77,18 @@ class ZClip(Rescaler):
     Example:
         >>> from lightning.pytorch import Trainer
         >>> from lightning_calib import GradientMonitor, ZClip
-        >>> trainer = Trainer(callbacks=[ZClip(), GradientMonitor()], logger=False)
+        >>> trainer = Trainer(callbacks=[ZClip(warmup_max_norm=1.0), GradientMonitor()], logger=False)
 
     Logged:
-        As ``GradientClip``; the threshold is the trigger, or the target on a step that was clipped.
+        As ``GradientClip``; the threshold is the trigger, or the target on a step that was clipped; in the warm-up
+        ``warmup_max_norm``, or none.
 
     Checkpoint:
         Count, mean and variance.
 
     Note:
-        Differs from the paper: the warm-up clips nothing and there is no further fixed cap; ``robust=True`` judges the
-        logarithm of the norm (see ``ZScore``).
+        Differs from the paper: there is no fixed cap, but for the one of the warm-up on request; ``robust=True`` judges
+        the logarithm of the norm (see ``ZScore``).
 
     References:
         Kumar et al., *ZClip: Adaptive Spike Mitigation for LLM Pre-Training*, 2025, arXiv 2504.02507.
@@ -100,8 +103,10 @@ class ZClip(Rescaler):
         name: str | None = None,
         rules: Rules | None = None,
         dry_run: bool = False,
+        *,
+        warmup_max_norm: float | None = None,
     ) -> None:
-        policy = ZScore(z_max, decay, warmup_steps, robust)
+        policy = ZScore(z_max, decay, warmup_steps, robust, warmup_max_norm)
         super().__init__(policy, "global", clip=True, rules=rules, dry_run=dry_run, name=name)
 
 

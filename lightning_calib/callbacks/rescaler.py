@@ -21,6 +21,7 @@ from lightning_calib.functional.judge import Policy
 from lightning_calib.functional.plan import Plan
 from lightning_calib.functional.segments import Scope, Segments, check_scope
 from lightning_calib.policies import MaxNorm
+from lightning_calib.policies.warmup import Warmup
 
 Rule = Policy | float | None
 
@@ -67,7 +68,7 @@ class Rescaler(CalibratedCallback):
         self._clip, self._tag = clip, f".{name}" if name else ""
 
     def start(self, session: Session) -> str | None:
-        """Check the globs against the model's names; tell what is left out."""
+        """Check the globs against the model's names; tell what is left out, and what a warm-up leaves unbounded."""
         held = [name for ledger in session.ledgers.values() for name in ledger.plan.names]
         names = list(dict.fromkeys([*Plan.of(session.module).names, *held]))
         check_globs("rules", self.rules, names)
@@ -79,7 +80,22 @@ class Rescaler(CalibratedCallback):
         self._tag = f".{self.name}" if self.name else "" if unnamed[0] is self else f".{type(self).__name__}"
         self._check_tag(session)
         self._left_out = frozenset(self._excluded(session.module, names))
-        return f"{self.label} leaves out {_shortened(sorted(self._left_out))}" if self._left_out else None
+        left_out = f"leaves out {_shortened(sorted(self._left_out))}" if self._left_out else ""
+        told = [one for one in (left_out, self._unbounded(names)) if one]
+        return f"{self.label} {', and '.join(told)}" if told else None
+
+    def _unbounded(self, names: Sequence[str]) -> str:
+        """In which steps it acts on no norm, however large: those of the warm-ups that have no bound."""
+        used = {first_match(name, self.rules) for name in names}
+        steps: dict[int, list[str]] = {}
+        for glob, policy in [*self.rules.items(), (None, self.policy)]:
+            if self.acts and glob in used and isinstance(policy, Warmup) and policy.unbounded_steps:
+                part = "what no rule names" if glob is None else repr(glob)
+                steps.setdefault(policy.unbounded_steps, []).append(part)
+        whole = "its first {} steps" if not self.rules else "the first {} steps of {}"
+        told = " and ".join(whole.format(count, _shortened(parts)) for count, parts in steps.items())
+        verb = "clips" if self._clip else "rescales"
+        return f"{verb} nothing in {told} (set warmup_max_norm to bound them)" if told else ""
 
     def _check_tag(self, session: Session) -> None:
         """Two callbacks must not log under one tag: the last one's numbers would win."""

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_calib.functional.checks import check_count, check_number
-from lightning_calib.functional.judge import Observation, Policy
+from lightning_calib.functional.checks import check_number
+from lightning_calib.functional.judge import Observation
+from lightning_calib.policies.warmup import Warmup
 
 
 class Average(NamedTuple):
@@ -19,17 +20,19 @@ class Average(NamedTuple):
 
 
 @dataclass(frozen=True)
-class EMARelative(Policy):
+class EMARelative(Warmup):
     r"""A multiple of the segment's own running norm: :math:`t_k = \lambda_{rel} \gamma_k`.
 
-    During the warm-up :math:`\gamma` is the arithmetic mean and nothing is clipped; afterwards
-    :math:`\gamma_k \leftarrow \beta \gamma_k + (1 - \beta) \min(\lVert g_k \rVert, t_k)`.
+    During the warm-up :math:`\gamma` is the arithmetic mean, and norms are clipped to ``warmup_max_norm`` or not at
+    all; afterwards :math:`\gamma_k \leftarrow \beta \gamma_k + (1 - \beta) \min(\lVert g_k \rVert, t_k)`.
 
     Args:
         factor: :math:`\lambda_{rel}`, how far above its average a norm may be, at least 1: below that the average
             could only fall.
         decay: :math:`\beta`, in [0, 1); 0.98 remembers about 50 steps.
         warmup_steps: The number of observed norms before a segment is judged, at least 1.
+        warmup_max_norm: The largest norm of a segment during its warm-up, in (0, inf]; None clips nothing in it. What
+            enters the average is the whole norm, with or without it.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -47,7 +50,7 @@ class EMARelative(Policy):
         tensor([3.])
 
     Note:
-        What enters the average is the clipped norm, so it grows by at most
+        After the warm-up the clipped norm enters the average, so it grows by at most
         (1 - decay)(factor - 1) per step, 0.1 % with the defaults: a doubling takes about 700 steps.
 
     References:
@@ -58,11 +61,12 @@ class EMARelative(Policy):
     factor: float = 1.05
     decay: float = 0.98
     warmup_steps: int = 100
+    warmup_max_norm: float | None = None
 
     def __post_init__(self) -> None:
         check_number("factor", self.factor, "Use values near 1.05.", 1, inf, ends="[)")
         check_number("decay", self.decay, "Use values near 0.98 to remember about 50 steps.", 0, 1, ends="[)")
-        check_count("warmup_steps", self.warmup_steps, "Use 100: the average needs a first value.", 1)
+        self._check_warmup("Use 100: the average needs a first value.", 1)
 
     def init(self, norms: Tensor) -> Average:
         """No norm observed yet."""
@@ -76,4 +80,4 @@ class EMARelative(Policy):
         seen = state.seen + observed
         share = torch.where(judged, 1 - self.decay, 1 / seen.clamp(min=1).to(norms.dtype))
         mean = torch.where(observed, state.mean + share * (torch.minimum(norms, targets) - state.mean), state.mean)
-        return targets, Average(seen, mean)
+        return self._once(judged, targets), Average(seen, mean)

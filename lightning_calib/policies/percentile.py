@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from lightning_calib.functional.checks import check_count, check_number
+from lightning_calib.functional.checks import check_count, check_number, message
 from lightning_calib.functional.estimators import (
     History,
     Ring,
@@ -15,11 +14,12 @@ from lightning_calib.functional.estimators import (
     push_ring,
     quantile,
 )
-from lightning_calib.functional.judge import Observation, Policy
+from lightning_calib.functional.judge import Observation
+from lightning_calib.policies.warmup import Warmup
 
 
 @dataclass(frozen=True)
-class Percentile(Policy):
+class Percentile(Warmup):
     r"""The p-th percentile of the norms so far, the current one among them.
 
     With :math:`G_h = \{\lVert g_0 \rVert, \dots, \lVert g_t \rVert\}` (its last ``window`` elements),
@@ -27,9 +27,12 @@ class Percentile(Policy):
     are clipped, whatever the scale of the gradients, and a change of level is learnt within a window.
 
     Args:
-        percentile: p, in [0, 100]. 95 touches outliers only; the AutoClip paper recommends 10.
+        percentile: p, 0 or in [1, 100], and no fraction of 1. 95 touches outliers only; the AutoClip paper recommends
+            10.
         window: The number of norms to remember, at least 1; None keeps the whole history, for one segment only.
         warmup_steps: The number of observed norms before the first judgement, at least 0.
+        warmup_max_norm: The largest norm of a segment during its warm-up, in (0, inf]; None clips nothing in it. What
+            enters the window is the whole norm, with or without it.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -57,12 +60,15 @@ class Percentile(Policy):
     percentile: float = 95.0
     window: int | None = 1000
     warmup_steps: int = 100
+    warmup_max_norm: float | None = None
 
     def __post_init__(self) -> None:
         check_number("percentile", self.percentile, "Use 95 to clip about one step in twenty.", 0, 100)
+        if 0 < self.percentile < 1:
+            raise ValueError(message("percentile", "0 or in [1, 100]", self.percentile, _in_percent(self.percentile)))
         if self.window is not None:
             check_count("window", self.window, "Use 1000, or None for the whole history.", 1)
-        check_count("warmup_steps", self.warmup_steps, "Use 100, or 0 to judge from the first step on.")
+        self._check_warmup("Use 100, or 0 to judge from the first step on.", 0)
 
     @property
     def kind(self) -> str:
@@ -91,4 +97,11 @@ class Percentile(Policy):
             new = push_history(state, observation.norms, observation.observed)
             ascending, seen = new.values, new.seen
         targets = quantile(ascending, seen, self.percentile / 100)
-        return torch.where(judged, targets, torch.inf), new
+        return self._once(judged, targets), new
+
+
+def _in_percent(fraction: float) -> str:
+    percent = max(round(100 * fraction, 6), 1.0)
+    endings = {1.0: "st", 2.0: "nd", 3.0: "rd"}
+    ending = "th" if 10 < percent < 14 else endings.get(percent % 10, "th")
+    return f"Use {percent} for the {percent:g}{ending} percentile."

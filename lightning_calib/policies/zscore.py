@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_calib.functional.checks import check_count, check_flag, check_number
+from lightning_calib.functional.checks import check_flag, check_number
 from lightning_calib.functional.estimators import Moments, no_moments, push_arithmetic, push_exponential
-from lightning_calib.functional.judge import Observation, Policy
+from lightning_calib.functional.judge import Observation
+from lightning_calib.policies.warmup import Warmup
 
 _PAPER_EPS = 1e-6  # the reference implementation's guard against a zero deviation
 _WINSOR = 3.0  # residuals enter the robust statistics at most this many deviations from the mean
@@ -25,13 +26,13 @@ class LogMoments(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ZScore(Policy):
+class ZScore(Warmup):
     r"""Clip a norm whose z-score exceeds ``z_max``, the more the further out it is.
 
     With running mean :math:`\mu` and deviation :math:`\sigma` of x, and :math:`z = (x - \mu) / \sigma`:
     :math:`z > z_{max}` gives the target :math:`\mu + z_{max}^2 \sigma / z`; else the target is the trigger,
     :math:`\mu + z_{max} \sigma`, which the norm does not reach. The first ``warmup_steps`` observed norms give the
-    first moments and are not clipped; afterwards the moments are exponential averages.
+    first moments, and are clipped to ``warmup_max_norm`` or not at all; later moments are exponential averages.
 
     ``robust=False`` is the paper: x is the norm, and what enters the moments is the *clipped* norm. After a rise of
     more than :math:`z_{max}^2 \sigma` the deviation then shrinks faster than the mean rises, and every later step is
@@ -43,6 +44,8 @@ class ZScore(Policy):
         decay: What the moments keep per step, in [0, 1); 0.97 in the paper.
         warmup_steps: The number of observed norms before a segment is judged, at least 2; 25 in the paper.
         robust: Whether to re-adapt (True) or to follow the paper (False).
+        warmup_max_norm: The largest norm of a segment during its warm-up, in (0, inf]; None clips nothing in it. What
+            enters the moments is the whole norm, with or without it.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -60,8 +63,8 @@ class ZScore(Policy):
         (True, True)
 
     Note:
-        Differs from the paper: the warm-up clips nothing (the reference implementation's silent ``max_grad_norm=1.0``
-        is left out), and steps whose norm is zero or not finite never enter the moments.
+        Differs from the paper: the reference implementation's silent ``max_grad_norm=1.0`` is left out (for the warm-up
+        ``warmup_max_norm`` is the same), and steps whose norm is zero or not finite never enter the moments.
 
     References:
         Kumar et al., *ZClip: Adaptive Spike Mitigation for LLM Pre-Training*, 2025, arXiv 2504.02507:
@@ -72,11 +75,12 @@ class ZScore(Policy):
     decay: float = 0.97
     warmup_steps: int = 25
     robust: bool = True
+    warmup_max_norm: float | None = None
 
     def __post_init__(self) -> None:
         check_number("z_max", self.z_max, "Use 2.5; larger values clip less.", 0, inf, ends="()")
         check_number("decay", self.decay, "Use values near 0.97 to remember about 33 steps.", 0, 1, ends="[)")
-        check_count("warmup_steps", self.warmup_steps, "Use 25: a deviation needs some values.", 2)
+        self._check_warmup("Use 25: a deviation needs some values.", 2)
         check_flag("robust", self.robust, "Use True to follow changes of level, False for the paper's rule.")
 
     @property
@@ -104,4 +108,4 @@ class ZScore(Policy):
         targets = wanted.exp() if self.robust else wanted
         targets = torch.where(spike, targets, torch.maximum(targets, torch.where(observed, norms, 0)))
         new = type(state)(*(torch.where(judged, b, a) for a, b in zip(early, late, strict=True)))
-        return torch.where(judged, targets, torch.inf), new
+        return self._once(judged, targets), new

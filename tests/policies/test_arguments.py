@@ -48,6 +48,21 @@ BAD = [
     (ZScore, {"decay": None}, T, "a number", "None"),
     (ZScore, {"warmup_steps": 1}, V, ">= 2", "1"),
     (ZScore, {"warmup_steps": 25.0}, T, "a whole number", "25.0"),
+    *(
+        (policy, {"warmup_max_norm": value}, error, rule, repr(value))
+        for policy in (Percentile, ZScore, EMARelative)
+        for value, error, rule in [
+            (0.0, V, "in (0, inf]"),
+            (-1.0, V, "in (0, inf]"),
+            (NAN, V, "in (0, inf]"),
+            ("1.0", T, "a number in (0, inf]"),
+            (True, T, "a number in (0, inf]"),
+        ]
+    ),
+    *(
+        (Percentile, {"percentile": value}, V, "0 or in [1, 100]", repr(value))
+        for value in (1e-9, 0.05, 0.1, 0.5, 0.95, 0.999)
+    ),
     (ZScore, {"robust": "yes"}, T, "True or False", "'yes'"),
     (ZScore, {"robust": 1}, T, "True or False", "1"),
     (EMARelative, {"factor": 0.9}, V, "in [1, inf)", "0.9"),
@@ -104,6 +119,27 @@ def test_a_bad_argument_is_named_with_rule_value_and_remedy(case: tuple) -> None
     assert len(told["remedy"].split()) >= 2
 
 
+@pytest.mark.parametrize(
+    ("fraction", "remedy"),
+    [
+        (0.95, "Use 95.0 for the 95th percentile."),
+        (0.1, "Use 10.0 for the 10th percentile."),
+        (0.01, "Use 1.0 for the 1st percentile."),
+        (0.22, "Use 22.0 for the 22nd percentile."),
+        (0.93, "Use 93.0 for the 93rd percentile."),
+        (0.07, "Use 7.0 for the 7th percentile."),
+        (0.11, "Use 11.0 for the 11th percentile."),
+        (0.12, "Use 12.0 for the 12th percentile."),
+        (0.13, "Use 13.0 for the 13th percentile."),
+        (0.999, "Use 99.9 for the 99.9th percentile."),
+        (0.001, "Use 1.0 for the 1st percentile."),
+    ],
+)
+def test_a_fraction_is_told_which_percentile_it_would_be(fraction: float, remedy: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"`percentile` must be 0 or in [1, 100], got {fraction}. {remedy}")):
+        Percentile(fraction)
+
+
 @pytest.mark.parametrize("number", [1, 2.5, 0.1])
 def test_a_bare_number_is_told_how_to_become_a_policy(number: float) -> None:
     with pytest.raises(TypeError, match=re.escape(f"MaxNorm({number})")):
@@ -115,6 +151,12 @@ GOOD: list[Callable[[], object]] = [
     lambda: MaxNorm(INF),
     lambda: MaxNorm(np.float64(0.5)),
     lambda: Percentile(0),
+    lambda: Percentile(0.0, warmup_steps=0),
+    lambda: Percentile(1),
+    lambda: Percentile(1.0, warmup_steps=0),
+    lambda: Percentile(95, 10, 2, 1e-3),
+    lambda: ZScore(2.5, 0.97, 2, True, INF),
+    lambda: EMARelative(1.05, 0.98, 2, 1),
     lambda: Percentile(100.0, window=1, warmup_steps=0),
     lambda: Percentile(window=None),
     lambda: ZScore(0.1, decay=0, warmup_steps=2, robust=False),
@@ -135,9 +177,9 @@ def test_the_ends_of_the_ranges_are_accepted_and_work(make: Callable[[], object]
 
 
 def test_defaults_are_the_documented_ones() -> None:
-    assert Percentile() == Percentile(percentile=95.0, window=1000, warmup_steps=100)
-    assert ZScore() == ZScore(z_max=2.5, decay=0.97, warmup_steps=25, robust=True)
-    assert EMARelative() == EMARelative(factor=1.05, decay=0.98, warmup_steps=100)
+    assert Percentile() == Percentile(percentile=95.0, window=1000, warmup_steps=100, warmup_max_norm=None)
+    assert ZScore() == ZScore(z_max=2.5, decay=0.97, warmup_steps=25, robust=True, warmup_max_norm=None)
+    assert EMARelative() == EMARelative(factor=1.05, decay=0.98, warmup_steps=100, warmup_max_norm=None)
     assert WeightRelative() == WeightRelative(factor=0.01, min_weight_norm=1e-3)
     with pytest.raises(TypeError, match="max_norm"):
         MaxNorm()

@@ -34,6 +34,22 @@ POLICIES: dict[str, tuple[Callable[[str], object], Callable[[str], oracles.Polic
         lambda s: EMARelative(factor=1.05, decay=0.9, warmup_steps=3),
         lambda s: oracles.EMARelativeOracle(factor=1.05, decay=0.9, warmup_steps=3),
     ),
+    "percentile, bounded warm-up": (
+        lambda s: Percentile(60, window=5, warmup_steps=3, warmup_max_norm=LIMIT[s]),
+        lambda s: oracles.PercentileOracle(60, window=5, warmup_steps=3, warmup_max_norm=LIMIT[s]),
+    ),
+    "z_score_paper, bounded warm-up": (
+        lambda s: ZScore(z_max=0.8, decay=0.9, warmup_steps=4, robust=False, warmup_max_norm=LIMIT[s]),
+        lambda s: oracles.ZClipOracle(z_max=0.8, decay=0.9, warmup_steps=4, warmup_max_norm=LIMIT[s]),
+    ),
+    "z_score_robust, bounded warm-up": (
+        lambda s: ZScore(z_max=0.8, decay=0.9, warmup_steps=4, warmup_max_norm=LIMIT[s]),
+        lambda s: oracles.RobustZScoreOracle(z_max=0.8, decay=0.9, warmup_steps=4, warmup_max_norm=LIMIT[s]),
+    ),
+    "ema_relative, bounded warm-up": (
+        lambda s: EMARelative(factor=1.05, decay=0.9, warmup_steps=3, warmup_max_norm=LIMIT[s]),
+        lambda s: oracles.EMARelativeOracle(factor=1.05, decay=0.9, warmup_steps=3, warmup_max_norm=LIMIT[s]),
+    ),
     "weight_relative": (
         lambda s: WeightRelative(factor=1.2, min_weight_norm=1e-3),
         lambda s: oracles.WeightRelativeOracle(factor=1.2, min_weight_norm=1e-3),

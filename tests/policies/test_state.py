@@ -25,6 +25,12 @@ POLICIES: dict[str, tuple[Callable[[], Policy], list[str]]] = {
     "z_score_robust": (lambda: ZScore(warmup_steps=5), ["seen", "mean", "var"]),
     "z_score_paper": (lambda: ZScore(warmup_steps=5, robust=False), ["seen", "mean", "var"]),
     "ema_relative": (lambda: EMARelative(warmup_steps=5), ["seen", "mean"]),
+    "bounded percentile": (
+        lambda: Percentile(60, window=7, warmup_steps=2, warmup_max_norm=1.0),
+        ["seen", "values"],
+    ),
+    "bounded z_score": (lambda: ZScore(warmup_steps=5, warmup_max_norm=1.0), ["seen", "mean", "var"]),
+    "bounded ema_relative": (lambda: EMARelative(warmup_steps=5, warmup_max_norm=1.0), ["seen", "mean"]),
     "global_warmup": (
         lambda: GlobalWarmup(EMARelative(warmup_steps=1), max_norm=3.0, warmup_steps=5),
         ["seen", "mean", "steps"],
