@@ -68,7 +68,8 @@ def _windows() -> list[Mode]:
 
 LBFGS = (
     "LBFGS is not supported: it evaluates the gradient several times per step, and each call would be judged as a step "
-    "of its own. Use another optimizer"
+    "of its own. Use another optimizer, a first-order one, or manual optimization with one `optimizer.step()` per "
+    "gradient."
 )
 PAST = (
     "An optimizer's step has gone past Lightning: `self.optimizers(use_pl_optimizer=False)` gives torch's own "
@@ -166,7 +167,7 @@ class DeepSpeedStrategy(SingleDeviceStrategy):
     """The same."""
 
 
-TORN = "outside its own forward the parameters are not whole. Use "
+TORN = "outside its own forward the parameters are not whole. Use FSDP2 (`ModelParallelStrategy`) or DDP."
 LOOP = (
     "It was called outside `Trainer.fit`, and needs more than this one hook. Use a Trainer, or "
     "`lightning_calib.functional.clip_grad_`, which clips in any loop."
@@ -193,10 +194,12 @@ def _elsewhere() -> list[Mode]:
              silent=dict.fromkeys(WATCHING, LOOP),
              absent=("PreciseBatchNorm",)),
         refused("FSDP1 (`FSDPStrategy`)", FSDPStrategy,
-                "FSDP1 shows each rank a flat shard, whose norms are not the tensors' norms. Use FSDP2"),
+                "FSDP1 shows each rank a flat shard, whose norms are not the tensors' norms. Use FSDP2 "
+                "(`ModelParallelStrategy`, with `fully_shard` in `configure_model`), DDP, or in a hook of yours the "
+                "root module's own `clip_grad_norm_`."),
         refused("DeepSpeed", DeepSpeedStrategy,
                 "DeepSpeed keeps the gradients to itself, so that the hook sees none. Set `gradient_clipping` in "
-                "DeepSpeed's own configuration"),
+                "DeepSpeed's own configuration, or use FSDP2 (`ModelParallelStrategy`)."),
     ]  # fmt: skip
 
 
