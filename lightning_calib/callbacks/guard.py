@@ -39,7 +39,7 @@ class NonFiniteGuard(CalibratedCallback):
             keep their bits (``grad = None``), our other callbacks' memory is untouched, and BatchNorm statistics that
             are not finite are put back to what they were before the window. ``"raise"`` ends the run at once.
         max_consecutive: With ``"skip"``: this many bad steps in a row are skipped, at least 0; the next one raises.
-        max_total: The same for all bad steps of the run; None for no limit.
+        max_total: The same for all bad steps of the run; None, the default, for no limit.
         save_batch_to: A folder. Each incident leaves one file there, at most ten per process: the micro-batches whose
             loss was not finite (all of the window if none was), their indices, the random states before each, and the
             sentence; ``torch.load(weights_only=True)`` reads it. The batches of a window are kept alive for it.
@@ -86,7 +86,7 @@ class NonFiniteGuard(CalibratedCallback):
         check_choice("action", action, ("warn", "skip", "raise"), 'Use "skip" to drop bad steps and carry on.')
         check_count("max_consecutive", max_consecutive, "Use 5, or 0 to raise at the first bad step.")
         if max_total is not None:
-            check_count("max_total", max_total, "Use 100, or None for no limit.")
+            check_count("max_total", max_total, "Use for instance 100, or None, the default, for no limit.")
         if save_batch_to is not None and not isinstance(save_batch_to, (str, Path)):
             raise TypeError(message("save_batch_to", "a folder's path or None", save_batch_to, 'Use "bad_batches".'))
         self.action, self.max_consecutive, self.max_total = action, max_consecutive, max_total

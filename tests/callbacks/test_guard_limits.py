@@ -163,7 +163,7 @@ BAD = [
     ({"max_consecutive": 2.0}, TypeError, ["`max_consecutive`", "2.0"]),
     ({"max_consecutive": True}, TypeError, ["`max_consecutive`", "True"]),
     ({"max_consecutive": None}, TypeError, ["`max_consecutive`", "None"]),
-    ({"max_total": -1}, ValueError, ["`max_total`", "-1", "Use 100"]),
+    ({"max_total": -1}, ValueError, ["`max_total`", "-1", "Use for instance 100, or None, the default"]),
     ({"max_total": "many"}, TypeError, ["`max_total`", "'many'"]),
     ({"save_batch_to": 3}, TypeError, ["`save_batch_to`", "3", "bad_batches"]),
     ({"save_batch_to": True}, TypeError, ["`save_batch_to`", "True"]),
