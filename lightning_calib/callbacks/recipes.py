@@ -114,9 +114,9 @@ class AGC(Rescaler):
     r"""Clip each output unit relative to its weights: ``WeightRelative`` x "unit".
 
     Args:
-        factor: :math:`\lambda`, the gradient norm allowed per weight norm, above 0; 0.01 in the paper, for batches
-            of 4096.
-        min_weight_norm: The floor of the weight norm, above 0; 1e-3 in the paper. It lets zero weights learn.
+        factor: :math:`\lambda`, the gradient norm allowed per weight norm, above 0; 0.01 in the authors' code, for
+            batches of 4096.
+        min_weight_norm: The floor of the weight norm, above 0; 1e-3 in the authors' code. It lets zero weights learn.
         exclude: Globs on the parameters to leave alone; () for none. "auto": tensors with fewer than two dimensions and
             the last ``nn.Linear`` of ``named_modules()``. A parameter that a rule names is never excluded.
         name: As in ``GradientClip``.
@@ -139,8 +139,8 @@ class AGC(Rescaler):
         Only the counts: the method has no state.
 
     Note:
-        Differs from the paper's code in nothing but what is excluded by default: 1-D tensors, too.
-        Its unit of an embedding table is the row, of a transposed convolution the output channel.
+        Differs from the authors' code: 1-D tensors are excluded by default, too. A unit is what produces one output,
+        and the row of an embedding table; the authors' units go by the shape of the weight.
 
     References:
         Brock et al., *High-Performance Large-Scale Image Recognition Without Normalization*, ICML 2021, Equation 3.
@@ -163,10 +163,11 @@ class AdaGC(Rescaler):
     r"""Clip each tensor relative to its own average norm, after a global warm-up: ``EMARelative`` x "parameter".
 
     Args:
-        factor: :math:`\lambda_{rel}`, how far above its average a tensor's norm may be, at least 1; 1.05 in the paper.
-        decay: :math:`\beta`, in [0, 1); 0.98 in the paper.
+        factor: :math:`\lambda_{rel}`, how far above its average a tensor's norm may be, at least 1; 1.05 in two public
+            ports, 1.04 in the authors' code.
+        decay: :math:`\beta`, in [0, 1); 0.98 in the ports, 0.99 in the authors' code.
         warmup_steps: Steps with a global clip, during which each tensor's smallest norm becomes its first average; 100.
-        warmup_max_norm: :math:`\lambda_{abs}`, the global threshold of the warm-up, above 0; 1.0.
+        warmup_max_norm: :math:`\lambda_{abs}`, the threshold of the whole gradient in the warm-up, above 0; 1.0.
         name: As in ``GradientClip``.
         rules: As in ``GradientClip``.
         dry_run: As in ``GradientClip``.
@@ -187,8 +188,8 @@ class AdaGC(Rescaler):
         One average and one count per tensor, and the number of steps.
 
     Note:
-        Differs from the paper: a tensor whose norm is zero or not finite leaves its average alone, and one that first
-        gets a gradient after the warm-up starts from that gradient's norm. An average grows by at most 0.1 % per step.
+        Differs from the authors' code in its numbers, and in that a norm that is zero or not finite leaves its tensor's
+        average alone. An average grows by at most 0.1 % per step.
 
     References:
         Wang et al., *AdaGC: Improving Training Stability for Large Language Model Pretraining*, 2025, arXiv 2502.11034.

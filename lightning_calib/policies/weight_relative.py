@@ -18,9 +18,9 @@ class WeightRelative(Policy):
     The floor keeps a weight that starts at zero able to learn.
 
     Args:
-        factor: :math:`\lambda`, the gradient norm allowed per weight norm, above 0. 0.01 is the NFNet paper's for
+        factor: :math:`\lambda`, the gradient norm allowed per weight norm, above 0. 0.01 is the NFNet authors' for
             batches of 4096; smaller batches want larger values.
-        min_weight_norm: The floor :math:`\epsilon`, in the unit of the weights, above 0; 1e-3 in the paper's code.
+        min_weight_norm: The floor :math:`\epsilon`, in the unit of the weights, above 0; 1e-3 in the authors' code.
 
     Raises:
         TypeError: If an argument is not a number.
