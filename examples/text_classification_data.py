@@ -16,11 +16,14 @@ from pathlib import Path
 
 SPLIT_SEED = 1  # of the split where the data come without a test set: the same texts are held out in every run
 TEST_SHARE = 0.2  # of every class, where the data come without a test set
-TEXT, LABEL = "text", "label"  # the columns of a CSV file
+TEXT, LABEL = ("text", "tweet"), ("label", "category", "class")  # the columns of a CSV file, in any case
 ASIDE = ("readme", "license", ".")  # how the names of files begin that are no class
+PARTS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev")  # of the data: no classes
+PLAIN = ("", ".txt", ".text")  # suffixes of text
+TABLES = (".jsonl", ".ndjson", ".parquet", ".arrow", ".pkl", ".xml", ".html", ".gz", ".zip")  # suffixes of other things
 FORMATS = (
-    'expected one .json with "train" and "test", .tsv or .csv files (train and test, or one), or one file per class '
-    "with a text on every line"
+    'expected one .json with "train" and "test", .tsv or .csv files (train and test, or one; save other tables as '
+    ".csv), or one .txt file per class with a text on every line"
 )
 # Of the standard library, in every Python from 3.10 on; between 364 docstrings each and 15 in Python 3.11:
 PACKAGES = """
@@ -92,14 +95,35 @@ def read_folder(folder: Path, encoding: str) -> tuple[Examples, Examples]:
     for suffix in READERS:
         if found := [one for one in files if one.suffix.lower() == suffix]:
             return read_files(found, encoding)
-    if not files:
-        raise DataError(f"{folder}: no data found; {FORMATS}")
-    same = len({one.stem for one in files}) == 1  # as in reviews.neg and reviews.pos
+    classes = name_classes(folder, files)
     examples: Examples = []
-    for one in files:
+    for one, label in classes.items():
         texts = [line.strip() for line in decode(one, encoding).split("\n") if line.strip()]
-        examples += [(text, one.suffix.lstrip(".") if same else one.stem) for text in texts]
+        examples += [(text, label) for text in texts]
     return split(examples, folder)
+
+
+def name_classes(folder: Path, files: list[Path]) -> dict[Path, str]:
+    """Returns the class of each file: its name, or its suffix as in reviews.neg and reviews.pos."""
+    suffixes = {one.suffix.lower() for one in files}
+    by_suffix = len(files) > 1 == len({one.stem for one in files}) and not suffixes & {*PLAIN, *TABLES}
+    unknown = [] if by_suffix else [one for one in files if one.suffix.lower() not in PLAIN]
+    if unknown or not files:
+        below = [*folder.glob("[!.]*/*"), *folder.glob("[!.]*/*/*")]  # as IMDb's reviews and 20 Newsgroups come
+        texts = [one for one in below if one.suffix.lower() in PLAIN and one.is_file()]
+        if inside := sorted({one.relative_to(folder).parts[0] for one in texts}):
+            remedy = "write the texts of each class into one file, one text per line, such as neg.txt and pos.txt"
+            raise DataError(f"{folder}: found texts in sub-folders ({', '.join(inside)}), which are not read; {remedy}")
+        what = f"{unknown[0]}: not a format that is known" if unknown else f"{folder}: no data found"
+        raise DataError(f"{what}; {FORMATS}")
+    classes = {one: one.suffix.lstrip(".") if by_suffix else one.stem for one in files}
+    for one, label in classes.items():
+        if label.lower() in PARTS:
+            remedy = (
+                "name the parts train.tsv and test.tsv (class, tab, text), or train.csv and test.csv (with a header)"
+            )
+            raise DataError(f"{one}: {label!r} names a part of the data, not a class; {remedy}")
+    return classes
 
 
 def read_files(paths: list[Path], encoding: str) -> tuple[Examples, Examples]:
@@ -146,7 +170,9 @@ def read_json(path: Path, encoding: str) -> tuple[Examples, Examples]:
     for half in ("train", "test"):
         rows = content.get(half) if isinstance(content, dict) else None
         if not isinstance(rows, list) or not rows:
-            raise DataError(f'{path}: expected a list of [text, class] under "{half}", got none')
+            beside = sorted(one.name for one in path.parent.iterdir() if one.suffix.lower() in (".tsv", ".csv"))
+            remedy = f"; move it out of the folder to have {' and '.join(beside)} read" if beside else ""
+            raise DataError(f'{path}: expected a list of [text, class] under "{half}", got none{remedy}')
         for i, row in enumerate(rows):
             if not (isinstance(row, list) and len(row) == 2 and all(isinstance(x, str) and x.strip() for x in row)):
                 raise DataError(f'{path}: "{half}", entry {i}: expected [text, class], got {json.dumps(row)[:60]}')
@@ -162,27 +188,44 @@ def read_tsv(path: Path, encoding: str) -> Examples:
         if len(cells) != 2 or not all(cells):
             raise DataError(f"{path}: line {number}: expected class, tab, text, got {line[:60]!r}")
         examples.append((cells[1], cells[0]))
+    text, label = (cell.lower() for cell in examples[0])
+    if (text in TEXT and label in LABEL) or (text in LABEL and label in TEXT):
+        raise DataError(f"{path}: line 1: found a header; remove it, or save the file as .csv with commas")
+    texts, classes = (len(set(column)) for column in zip(*examples, strict=True))
+    if classes > texts:
+        swapped = f"found {classes} classes of {texts} texts: the columns are swapped"
+        raise DataError(f"{path}: {swapped}; expected class, tab, text on every line")
     return examples
 
 
 def read_csv(path: Path, encoding: str) -> Examples:
-    """Reads the columns TEXT and LABEL, which the header names."""
+    """Reads the columns of TEXT and LABEL, which the header names."""
     reader = csv.DictReader(io.StringIO(decode(path, encoding), newline=""), strict=True)
     examples = []
     try:
-        if missing := [column for column in (TEXT, LABEL) if column not in (reader.fieldnames or ())]:
-            raise DataError(f"{path}: line 1: expected a header with {missing[0]!r}, got {reader.fieldnames}")
+        header = list(reader.fieldnames or ())
+        text, label = (find_column(path, header, names) for names in (TEXT, LABEL))
         for row in reader:
-            if None in row or not all((value or "").strip() for value in (row[TEXT], row[LABEL])):
-                wanted = f"{len(reader.fieldnames or ())} cells, {TEXT!r} and {LABEL!r} not empty"
+            if None in row or not all((value or "").strip() for value in (row[text], row[label])):
+                wanted = f"{len(header)} cells, {text!r} and {label!r} not empty"
                 raise DataError(f"{path}: line {reader.line_num}: expected {wanted}")
-            examples.append((row[TEXT], row[LABEL]))
+            examples.append((row[text], row[label]))
     except csv.Error as error:
         where = f"line {reader.reader.line_num}"
         raise DataError(f"{path}: {where}: expected CSV; {error}; is the file complete?") from error
     if not examples:
         raise DataError(f"{path}: expected rows below the header, got none")
     return examples
+
+
+def find_column(path: Path, header: list[str], names: tuple[str, ...]) -> str:
+    """Returns the first of the names where the header has it as it is written here, else the one that fits."""
+    fitting = [names[0]] if names[0] in header else [name for name in header if name.strip().lower() in names]
+    if len(fitting) != 1:
+        remedy = "rename that column, or write a header above the first line if there is none, such as label,title,text"
+        got = ", ".join(header)[:80]
+        raise DataError(f"{path}: line 1: expected a header with one column {' or '.join(names)}, got {got}; {remedy}")
+    return fitting[0]
 
 
 READERS: dict[str, Callable] = {".json": read_json, ".tsv": read_tsv, ".csv": read_csv}

@@ -16,8 +16,8 @@ def write_tsv(path, rows=ROWS):
     return path
 
 
-def write_csv(path, rows=ROWS):
-    path.write_text("id,label,text\n" + "".join(f'{i},{row[1]},"{row[0]}, yes"\n' for i, row in enumerate(rows)))
+def write_csv(path, rows=ROWS, header="id,label,text"):
+    path.write_text(f"{header}\n" + "".join(f'{i},{row[1]},"{row[0]}, yes"\n' for i, row in enumerate(rows)))
     return path
 
 

@@ -162,6 +162,15 @@ def test_csv_finds_its_columns_by_the_header_and_reads_quotes(data, tmp_path):
     assert data.load(tmp_path, UTF8)[1] == [("cat number 0, yes", "cat"), ("cat number 1, yes", "cat")]
 
 
+@pytest.mark.parametrize(
+    "header", ["id,category,text", "id,class,tweet", "id,Label,Text", "id,CATEGORY,Tweet", "Tweet,label,text"]
+)
+def test_csv_takes_the_usual_names_of_the_columns_in_any_case(data, tmp_path, header):
+    write_csv(tmp_path / "train.csv", header=header)
+    write_csv(tmp_path / "test.csv", ROWS[:2])
+    assert data.load(tmp_path, UTF8)[0] == [(f"{text}, yes", label) for text, label in ROWS]
+
+
 def test_a_byte_order_mark_is_no_part_of_the_text(data, tmp_path):
     path = write_csv(tmp_path / "all.csv")
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
@@ -179,6 +188,6 @@ def test_one_file_per_class_takes_its_suffix_where_the_names_are_alike(data, tmp
 
 
 def test_one_file_per_class_takes_its_name_otherwise(data, tmp_path):
-    for name in ("spam", "ham"):
-        (tmp_path / f"{name}.txt").write_text("one\ntwo\n")
-    assert {label for _, label in data.load(tmp_path, UTF8)[0]} == {"spam", "ham"}
+    for name in ("spam.txt", "ham.TXT", "test-drive"):
+        (tmp_path / name).write_text("one\ntwo\n")
+    assert {label for _, label in data.load(tmp_path, UTF8)[0]} == {"spam", "ham", "test-drive"}

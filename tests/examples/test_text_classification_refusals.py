@@ -98,7 +98,7 @@ def empty_csv(root):
 
 def csv_without_header(root):
     (root / "data.csv").write_text("a cat,cat\na dog,dog\n")
-    return root / "data.csv", "line 1: expected a header with 'text', got ['a cat', 'cat']"
+    return root / "data.csv", "line 1: expected a header with one column text or tweet, got a cat, cat; "
 
 
 def csv_with_only_a_header(root):
