@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,11 @@ TOP = 10  # items to recommend
 USERS, ITEMS, TASTES = 2500, 800, 4  # of the planted data; tastes are what a user and an item may have in common
 MOST = 120  # planted ratings of a user; half of the users have one
 COLUMNS = {"user": ("user",), "item": ("item", "movie", "product"), "rating": ("rating",), "time": ("time",)}
-FORMATS = "expected ratings.dat (lines of user::item::rating::time) or ratings.csv (with a header)"
+SEPARATORS = {".dat": "::", ".data": "\t"}  # of the files without a header
+FORMATS = (
+    "expected ratings.dat (lines of user::item::rating::time), ratings.csv (with a header) or u.data (as ratings.dat, "
+    "with tabs), or one such file"
+)
 
 Row = tuple[str, str, float, float]  # user, item, rating, time
 
@@ -33,15 +38,15 @@ class Ratings(NamedTuple):
     values: Tensor
 
 
-def load(folder: Path | None) -> tuple[Ratings, Ratings, int, int]:
+def load(source: Path | None) -> tuple[Ratings, Ratings, int, int]:
     """Returns the training set, the test set, and the numbers of users and items in the training set."""
-    rows = list(plant()) if folder is None else find(folder)
+    rows = list(plant()) if source is None else find(source)
     rows.sort(key=lambda row: row[3])
     start = len(rows) - round(TEST_SHARE * len(rows))
     users, items = ({name: i for i, name in enumerate(sorted({row[k] for row in rows[:start]}))} for k in (0, 1))
     if not any(row[0] in users for row in rows[start:]) or len(items) < 2:
         raise DataError(
-            f"{folder}: expected users who rate both early and late, and two items or more; found none such"
+            f"{source}: expected users who rate both early and late, and two items or more; found none such"
         )
     train, test = (
         Ratings(
@@ -54,17 +59,21 @@ def load(folder: Path | None) -> tuple[Ratings, Ratings, int, int]:
     return train, test, len(users), len(items)
 
 
-def find(folder: Path) -> list[Row]:
-    """Reads the first file of a known name."""
-    if not folder.is_dir():
-        raise DataError(f"{folder}: not a folder; {FORMATS}")
-    for name, read in (("ratings.dat", read_dat), ("ratings.csv", read_csv)):
-        if (folder / name).is_file():
-            rows = list(read(folder / name))
-            if not rows:
-                raise DataError(f"{folder / name}: line 1: no ratings; {FORMATS}")
-            return rows
-    raise DataError(f"{folder}: no data found; {FORMATS}")
+def find(source: Path) -> list[Row]:
+    """Reads a file, or the first file of a known name in a folder."""
+    if not source.exists():
+        raise DataError(f"{source}: no such file or folder; {FORMATS}")
+    names = ("ratings.dat", "ratings.csv", "u.data")
+    paths = [source] if source.is_file() else [source / name for name in names if (source / name).is_file()]
+    if not paths:
+        raise DataError(f"{source}: no data found; {FORMATS}")
+    suffix = paths[0].suffix.lower()
+    if suffix not in (".csv", *SEPARATORS):
+        raise DataError(f"{source}: not a format that is known; {FORMATS}")
+    rows = list(read_csv(paths[0]) if suffix == ".csv" else read_plain(paths[0], SEPARATORS[suffix]))
+    if not rows:
+        raise DataError(f"{paths[0]}: line 1: no ratings; {FORMATS}")
+    return rows
 
 
 def lines_of(path: Path) -> list[str]:
@@ -76,14 +85,16 @@ def lines_of(path: Path) -> list[str]:
         raise DataError(f"{path}: byte {error.start}: expected UTF-8, got 0x{content[error.start]:02x}") from error
     if text and not text.endswith("\n"):
         where = f"byte {len(content)}, line {text.count(chr(10)) + 1}"
-        raise DataError(f"{path}: {where}: expected a line break at the end; is the file complete?")
+        remedy = "is the file complete? if so, end its last line with one"
+        raise DataError(f"{path}: {where}: expected a line break at the end; {remedy}")
     return text.split("\n")[:-1]
 
 
-def read_dat(path: Path) -> Iterator[Row]:
-    """Reads user::item::rating::time."""
+def read_plain(path: Path, separator: str) -> Iterator[Row]:
+    """Reads user, item, rating, time."""
+    wanted = "user, item, rating and time between tabs" if separator == "\t" else "user::item::rating::time"
     for number, line in enumerate(lines_of(path), 1):
-        yield parse(path, number, line.split("::"), "user::item::rating::time")
+        yield parse(path, number, line.split(separator), wanted)
 
 
 def read_csv(path: Path) -> Iterator[Row]:
@@ -95,7 +106,11 @@ def read_csv(path: Path) -> Iterator[Row]:
         fitting = [i for i, name in enumerate(header) if any(word in name.lower() for word in words)]
         if len(fitting) != 1:
             got = ",".join(header) or "nothing"
-            raise DataError(f"{path}: line 1: expected a header with one {column} column, got {got}")
+            remedy = (
+                "name the columns user, item, rating and time (a file without a header needs one above its first line; "
+                "time may be any number that tells the order)"
+            )
+            raise DataError(f"{path}: line 1: expected a header with one {column} column, got {got}; {remedy}")
         places += fitting
     for fields in reader:
         right = len(fields) == len(header)
@@ -111,8 +126,9 @@ def parse(path: Path, number: int, fields: list[str], wanted: str) -> Row:
             return row
     except ValueError:
         pass
-    got = " | ".join(fields)[:60]
-    raise DataError(f"{path}: line {number}: expected {wanted}, rating and time finite numbers; got {got!r}")
+    got, dated = " | ".join(fields)[:60], any(re.match(r"\s*\d{4}-\d\d-\d\d", field) for field in fields)
+    remedy = "; write a date as seconds since 1970, for example datetime.fromisoformat(date).timestamp()" * dated
+    raise DataError(f"{path}: line {number}: expected {wanted}, rating and time finite numbers; got {got!r}{remedy}")
 
 
 def plant() -> Iterator[Row]:

@@ -10,6 +10,12 @@ def write_dat(root, rows, end="\n"):
     return root / "ratings.dat"
 
 
-def write_csv(root, rows, header="userId,movieId,rating,timestamp"):
-    (root / "ratings.csv").write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+def write_tabs(root, rows):
+    """As MovieLens 100K comes: tabs, no header."""
+    (root / "u.data").write_text("".join(line.replace("::", "\t") + "\n" for line in rows), encoding="utf-8")
+    return root / "u.data"
+
+
+def write_csv(root, rows, header="userId,movieId,rating,timestamp", end="\n"):
+    (root / "ratings.csv").write_text("\n".join([header, *rows]) + end, encoding="utf-8")
     return root / "ratings.csv"

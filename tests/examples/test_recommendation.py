@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
-from ratings import lines, write_csv, write_dat
+from ratings import lines, write_csv, write_dat, write_tabs
 from scripts import example as example_module
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -168,6 +168,27 @@ def test_csv_columns_are_found_by_their_names(data, tmp_path, header):
     write_dat(tmp_path / "..", lines())
     wanted = data.load((tmp_path / "..").resolve())
     for half, expected in zip(data.load(tmp_path)[:2], wanted[:2], strict=True):
+        torch.testing.assert_close(tuple(half), tuple(expected))
+
+
+def test_the_tabs_of_movielens_100k_are_read(data, tmp_path):
+    write_dat(tmp_path / "..", lines())
+    write_tabs(tmp_path, lines())
+    (tmp_path / "u.item").write_bytes(b"1|Toy Story (1995)|01-Jan-1995||caf\xe9\n")  # as it lies beside
+    wanted = data.load((tmp_path / "..").resolve())
+    for half, expected in zip(data.load(tmp_path)[:2], wanted[:2], strict=True):
+        torch.testing.assert_close(tuple(half), tuple(expected))
+
+
+@pytest.mark.parametrize("name", ["ratings.dat", "ratings.csv", "u.data", "ratings_small.csv"])
+def test_a_file_may_stand_in_place_of_its_folder(data, tmp_path, name):
+    write_dat(tmp_path, lines())
+    wanted = data.load(tmp_path)
+    write_tabs(tmp_path, lines())
+    path = write_csv(tmp_path, [line.replace("::", ",") for line in lines()])
+    if name == "ratings_small.csv":
+        path.rename(tmp_path / name)
+    for half, expected in zip(data.load(tmp_path / name)[:2], wanted[:2], strict=True):
         torch.testing.assert_close(tuple(half), tuple(expected))
 
 

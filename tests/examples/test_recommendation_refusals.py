@@ -1,7 +1,7 @@
 """What the recommender cannot use is refused in one line: file, line or byte, and what was expected."""
 
 import pytest
-from ratings import lines, write_csv, write_dat
+from ratings import lines, write_csv, write_dat, write_tabs
 from scripts import example as example_module
 from scripts import refused
 
@@ -12,7 +12,7 @@ def recommendation():
 
 
 def no_folder(root):
-    return root / "nowhere", "not a folder; expected ratings.dat"
+    return root / "nowhere", "no such file or folder; expected ratings.dat"
 
 
 def empty_folder(root):
@@ -42,6 +42,48 @@ def no_header(root):
 def two_rating_columns(root):
     header = "user,item,rating,time,rating_raw"
     return write_csv(root, ["1,2,3,4,5"], header), "line 1: expected a header with one rating column"
+
+
+def no_header_as_amazon_has_none(root):
+    path = write_csv(root, ["A2,0001,5.0,1369699200"], "A1,0000013714,4.0,1357516800")
+    return (
+        path,
+        "got A1,0000013714,4.0,1357516800; name the columns user, item, rating and time (a file without a header",
+    )
+
+
+def parent_asin(root):
+    path = write_csv(root, ["AG,B07,5.0,1550000000000"], "user_id,parent_asin,rating,timestamp")
+    remedy = "name the columns user, item, rating and time"
+    return path, f"expected a header with one item column, got user_id,parent_asin,rating,timestamp; {remedy}"
+
+
+def no_time(root):
+    remedy = "(a file without a header needs one above its first line; time may be any number that tells the order)"
+    got = f"got userId,movieId,rating; name the columns user, item, rating and time {remedy}"
+    return write_csv(root, ["1,31,2.5"], "userId,movieId,rating"), f"expected a header with one time column, {got}"
+
+
+def date_and_time(root):
+    path = write_csv(root, ["1,2,3.5,2005-04-02 23:53:47"])
+    remedy = "write a date as seconds since 1970, for example datetime.fromisoformat(date).timestamp()"
+    return path, f"rating and time finite numbers; got '1 | 2 | 3.5 | 2005-04-02 23:53:47'; {remedy}"
+
+
+def csv_without_a_final_newline(root):
+    path = write_csv(root, [line.replace("::", ",") for line in lines()], end="")
+    remedy = "is the file complete? if so, end its last line with one"
+    return path, f"byte {path.stat().st_size}, line 41: expected a line break at the end; {remedy}"
+
+
+def tabs_and_too_few_of_them(root):
+    path = write_tabs(root, [*lines(), "u1::i1::3"])
+    return path, "line 41: expected user, item, rating and time between tabs, rating and time finite"
+
+
+def a_file_of_another_name(root):
+    path = write_tabs(root, lines())
+    return path.rename(root / "u1.base"), "not a format that is known; expected ratings.dat"
 
 
 def truncated_in_a_line(root):
@@ -103,6 +145,13 @@ REFUSED = [
     only_a_header,
     no_header,
     two_rating_columns,
+    no_header_as_amazon_has_none,
+    parent_asin,
+    no_time,
+    date_and_time,
+    csv_without_a_final_newline,
+    tabs_and_too_few_of_them,
+    a_file_of_another_name,
     truncated_in_a_line,
     truncated_in_the_last_number,
     wrong_separator,
@@ -119,6 +168,8 @@ REFUSED = [
 @pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.__name__)
 def test_what_cannot_be_used_is_refused_in_one_line_that_names_it(recommendation, tmp_path, capsys, case):
     path, expected = case(tmp_path)
-    line = refused(recommendation, ["--data-dir", str(path if case is no_folder else tmp_path)], capsys)
+    line = refused(
+        recommendation, ["--data-dir", str(path if case in (no_folder, a_file_of_another_name) else tmp_path)], capsys
+    )
     assert f": {path}: " in line
     assert expected in line
