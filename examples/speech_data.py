@@ -43,13 +43,16 @@ def load(folder: Path | None, voices: int, takes: int) -> tuple[list[Recording],
     if folder is None:
         return synthesise(voices, takes), RATE
     if not folder.is_dir():
-        raise DataError(f"{folder}: not a folder; {FORMATS}")
+        found = f"a file; give its folder, {folder.parent}" if folder.is_file() else "not a folder"
+        raise DataError(f"{folder}: {found}; {FORMATS}")
     named = [(path, *parse(path)) for path in sorted(folder.glob("*.wav"))]
+    others = sorted({path.parent.name for path in folder.glob("*/*.wav")} - {*"0123456789", *WORDS})
     for digit, word in enumerate(WORDS):
         for inside in (folder / str(digit), folder / word):
             named += [(path, digit, path.stem.split("_")[0]) for path in sorted(inside.glob("*.wav"))]
     if not named:
-        raise DataError(f"{folder}: no data found; {FORMATS}")
+        found = f", but wav files in {', '.join(others)}" if others else ""
+        raise DataError(f"{folder}: no data found{found}; {FORMATS}")
     if len({speaker for _, _, speaker in named}) < 2:
         raise DataError(f"{folder}: expected two speakers or more, one of them for testing, found only {named[0][2]}")
     recordings, first = [], 0
@@ -59,6 +62,8 @@ def load(folder: Path | None, voices: int, takes: int) -> tuple[list[Recording],
         if rate != first:
             raise DataError(f"{path}: expected {first} samples per second as in {named[0][0].name}, got {rate}")
         recordings.append((digit, speaker, sound))
+    if others:
+        print(f"{folder}: left out, because the names of these folders are no digits: {', '.join(others)}")
     return recordings, first
 
 
@@ -68,6 +73,9 @@ def parse(path: Path) -> tuple[int, str]:
     speaker, _, take = rest.rpartition("_")
     if len(digit) != 1 or digit not in "0123456789" or not speaker or not take:
         raise DataError(f"{path}: expected a name like 7_anna_0.wav; {FORMATS}")
+    if "_" in speaker and not speaker.strip("0123456789_"):  # kaldi's yesno: 0_0_0_0_1_1_1_1.wav says no and yes
+        got = f"got the speaker {speaker!r}, which is nothing but digits and underscores"
+        raise DataError(f"{path}: expected a name like 7_anna_0.wav, {got}; rename or remove the file; {FORMATS}")
     return int(digit), speaker
 
 

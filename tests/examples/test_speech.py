@@ -137,7 +137,23 @@ def test_names_and_folders_tell_digit_and_speaker(data, tmp_path):
     for name in ("7_anna_0", "7_van_der_berg_12", "3/carl_nohash_0", "zero/dora_1"):
         write_wav(tmp_path / f"{name}.wav")
     (tmp_path / "_background_noise_").mkdir()
+    write_wav(tmp_path / "7_01_0.wav")  # a speaker may be a number
     recordings, rate = data.load(tmp_path, 1, 1)
     assert rate == 8000
-    assert [one[:2] for one in recordings] == [(7, "anna"), (7, "van_der_berg"), (0, "dora"), (3, "carl")]
+    assert [one[:2] for one in recordings] == [(7, "01"), (7, "anna"), (7, "van_der_berg"), (0, "dora"), (3, "carl")]
     assert all(one[2].shape == (400,) for one in recordings)
+
+
+def test_folders_that_are_no_digits_are_left_out_and_named(data, tmp_path, capsys):
+    for name in ("3/carl_0", "zero/dora_0", "bed/anna_0", "_background_noise_/tap"):
+        write_wav(tmp_path / f"{name}.wav")
+    (tmp_path / "notes").mkdir()
+    assert [one[:2] for one in data.load(tmp_path, 1, 1)[0]] == [(0, "dora"), (3, "carl")]
+    told = f"{tmp_path}: left out, because the names of these folders are no digits: _background_noise_, bed\n"
+    assert capsys.readouterr().out == told
+
+
+def test_nothing_is_said_where_nothing_is_left_out(data, tmp_path, capsys):
+    write_digits(tmp_path)
+    data.load(tmp_path, 1, 1)
+    assert capsys.readouterr().out == ""

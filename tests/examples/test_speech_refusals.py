@@ -32,6 +32,24 @@ def wrong_name(root):
     return root / "seven.wav", "expected a name like 7_anna_0.wav"
 
 
+def yes_and_no_of_kaldi(root):
+    for name in ("0_0_0_0_1_1_1_1", "0_0_1_0_1_0_1_1", "1_0_0_0_0_0_0_0"):
+        write_wav(root / f"{name}.wav")
+    path = root / "0_0_0_0_1_1_1_1.wav"
+    return path, "expected a name like 7_anna_0.wav, got the speaker '0_0_0_1_1_1', which is nothing but digits"
+
+
+def only_folders_of_other_words(root):
+    for name in ("yes/anna_0", "no/bert_0"):
+        write_wav(root / f"{name}.wav")
+    return root, "no data found, but wav files in no, yes; expected <digit>_<speaker>_<take>.wav"
+
+
+def a_file(root):
+    write_digits(root)
+    return root / "0_anna_0.wav", f"a file; give its folder, {root}; expected <digit>_<speaker>_<take>.wav"
+
+
 def empty_file(root):
     write_digits(root)
     (root / "0_anna_0.wav").write_bytes(b"")
@@ -104,6 +122,9 @@ REFUSED = [
     empty_folder,
     one_speaker,
     wrong_name,
+    yes_and_no_of_kaldi,
+    only_folders_of_other_words,
+    a_file,
     empty_file,
     truncated_header,
     truncated_sound,
@@ -120,6 +141,6 @@ REFUSED = [
 @pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.__name__)
 def test_what_cannot_be_used_is_refused_in_one_line_that_names_it(speech, tmp_path, capsys, case):
     path, expected = case(tmp_path)
-    line = refused(speech, ["--data-dir", str(path if case is no_folder else tmp_path)], capsys)
+    line = refused(speech, ["--data-dir", str(path if case in (no_folder, a_file) else tmp_path)], capsys)
     assert f": {path}: " in line
     assert expected in line
