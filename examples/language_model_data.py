@@ -19,21 +19,23 @@ class DataError(Exception):
     """The data cannot be used; the message names the path and what was expected there."""
 
 
-def load(folder: Path | None, least: int) -> tuple[str, str]:
+def load(source: Path | None, least: int) -> tuple[str, str]:
     """Returns the text to learn from and the text to be tested on: the end of every file."""
-    if folder is None:
+    if source is None:
         paths = [Path(sysconfig.get_path("stdlib"), TOPICS)]
-    elif not folder.is_dir():
-        raise DataError(f"{folder}: not a folder; expected one with .txt files")
+    elif not source.exists():
+        raise DataError(f"{source}: no such file or folder; expected a text file, or a folder with .txt files")
     else:
-        paths = sorted(path for path in folder.rglob("*.txt") if path.is_file())
-    texts = [read(path) if folder else prose(path) for path in paths]
+        paths = [source] if source.is_file() else sorted(path for path in source.rglob("*.txt") if path.is_file())
+    texts = [read(path) if source else prose(path) for path in paths]
     ends = [round((1 - VALIDATION_SHARE) * len(text)) for text in texts]
     train = "".join(text[:end] for text, end in zip(texts, ends, strict=True))
     validation = "".join(text[end:] for text, end in zip(texts, ends, strict=True))
     if len(train) + len(validation) <= least:
-        got = f"got {len(train) + len(validation)} in {len(paths)} files"
-        raise DataError(f"{folder}: expected .txt files with more than {least} characters in all, {got}")
+        wanted, got = f"more than {least} characters", f"got {len(train) + len(validation)}"
+        if paths == [source]:
+            raise DataError(f"{source}: expected a text with {wanted}, {got}")
+        raise DataError(f"{source}: expected .txt files with {wanted} in all, {got} in {len(paths)} files")
     return train, validation
 
 

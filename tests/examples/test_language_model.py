@@ -149,6 +149,12 @@ def test_the_end_of_every_file_is_held_out_in_the_order_of_names(data, tmp_path)
     assert data.load(tmp_path, 5) == ("x" * 18 + "é" * 9, "x" * 2 + "é")
 
 
+def test_a_file_may_stand_in_place_of_its_folder(data, tmp_path):
+    (tmp_path / "a.txt").write_text("x" * 20)
+    (tmp_path / "b.txt").write_text("y" * 20)
+    assert data.load(tmp_path / "b.txt", 5) == ("y" * 18, "y" * 2)
+
+
 def test_windows_hold_one_byte_more_than_the_model_sees(data):
     windows = data.windows("abcdefg", 3, 2).tensors[0]
     assert windows.tolist() == [list(b"abcd"), list(b"cdef")]
@@ -158,7 +164,12 @@ def test_windows_hold_one_byte_more_than_the_model_sees(data):
 
 
 def no_folder(root):
-    return root / "nowhere", "not a folder; expected one with .txt files"
+    return root / "nowhere", "no such file or folder; expected a text file, or a folder with .txt files"
+
+
+def a_short_file(root):
+    (root / "a.txt").write_text("short")
+    return root / "a.txt", "expected a text with more than 640 characters, got 5"
 
 
 def no_text(root):
@@ -192,13 +203,13 @@ def utf_16(root):
     return root / "a.txt", "byte 1 is 0x00; expected text"
 
 
-REFUSED = [no_folder, no_text, too_short, empty, truncated, latin_1, utf_16]
+REFUSED = [no_folder, a_short_file, no_text, too_short, empty, truncated, latin_1, utf_16]
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.__name__)
 def test_what_is_not_text_is_refused_in_one_line_that_names_it(example, tmp_path, capsys, case):
     path, expected = case(tmp_path)
-    line = refused(example, ["--data-dir", str(path if case is no_folder else tmp_path)], capsys)
+    line = refused(example, ["--data-dir", str(path if case in (no_folder, a_short_file) else tmp_path)], capsys)
     assert f": {path}: {expected}" in line
 
 
