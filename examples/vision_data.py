@@ -6,6 +6,7 @@ Each returns unsigned bytes and refuses, in one line that names the path, what i
 import gzip
 import math
 import pickle
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ IMAGE_SIZE = 32  # image folders only: every image is resized to this square
 IMAGE_MODE = "RGB"  # image folders only: Pillow's name; "L" for grey images saves two thirds of the input
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 CIFAR = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
+IN_FOLDER = re.compile(r"(train|t10k)-(images|labels)[-.]idx\d-ubyte(\.gz)?|(data_batch_\d|test_batch)(\.bin)?")
 CIFAR_SHAPE = (3, 32, 32)  # red, green and blue one after the other
+PARTS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev")  # of the data: no classes
 FORMATS = (
     "expected the four IDX files of MNIST (train-images-idx3-ubyte and so on, plain or .gz), the six batches of "
     "CIFAR-10 (data_batch_1 to data_batch_5 and test_batch, as pickles or .bin) or an image folder "
@@ -38,11 +41,14 @@ class DataError(Exception):
 
 def load(folder: Path | None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], int]:
     """Returns images and labels for training, the same for testing, and the number of classes."""
+    if folder is not None and folder.is_file() and IN_FOLDER.fullmatch(folder.name):
+        folder = folder.parent
     if folder is None:
         digits = load_digits()
         halves = split(torch.from_numpy(digits.images).byte().unsqueeze(1), digits.target.tolist())
     elif not folder.is_dir():
-        raise DataError(f"{folder}: not a folder; {FORMATS}")
+        found = "a file; give the folder of the data" if folder.is_file() else "no such folder"
+        raise DataError(f"{folder}: {found}; {FORMATS}")
     elif any(folder.glob("*-ubyte")) or any(folder.glob("*-ubyte.gz")):
         halves = read_idx_half(folder, "train"), read_idx_half(folder, "t10k")
     elif any(folder.glob("data_batch_*")) or any(folder.glob("test_batch*")):
@@ -50,6 +56,7 @@ def load(folder: Path | None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tens
     elif (folder / "train").is_dir() and (folder / "test").is_dir():
         halves = read_classes(folder / "train"), read_classes(folder / "test")
     else:
+        refuse_other_layouts(folder)
         halves = split(*read_classes(folder), folder)
     (images, names), (test_images, test_names) = halves
     classes = sorted(set(names))
@@ -169,6 +176,19 @@ def read_cifar_pickle(path: Path) -> Half:
         got = f"{data.dtype} of shape {data.shape}" if isinstance(data, numpy.ndarray) else type(data).__name__
         raise DataError(f"{path}: expected `labels` and as many rows of {shape[1]} bytes as `data`, got {got}")
     return torch.from_numpy(data.copy()), labels
+
+
+def refuse_other_layouts(folder: Path) -> None:
+    """Raises where sub-folders hold a format that is known, or are the parts of the data: none of them is a class."""
+    for found in [path for pattern in ("*/*", "*/raw/*") for path in sorted(folder.glob(pattern))]:
+        if IN_FOLDER.fullmatch(found.name):
+            there = found.relative_to(folder)
+            raise DataError(f"{folder}: found {there}; give the folder that has it, {found.parent}")
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    parts = [name for name in names if name.lower() in PARTS]
+    if len(parts) > 1 or (parts and parts == names):  # a single one among others may be a class: a train
+        found = f"found {' and '.join(parts)} where classes were expected"
+        raise DataError(f"{folder}: {found}; name the parts of the data train and test")
 
 
 def read_classes(folder: Path) -> Half:

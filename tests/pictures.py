@@ -17,7 +17,7 @@ def refuses(case, root, capsys, monkeypatch):
     """Runs examples/vision.py on what ``case`` has spoilt: one line, which names the path, and status 2."""
     path, expected = case(root)
     monkeypatch.chdir(root)
-    folder = path if case.__name__ in ("no_folder", "a_file") else root
+    folder = path if case.__name__ in ("no_folder", "a_file", "an_image") else root
     line = refused(example("vision"), ["--data-dir", str(folder)], capsys)
     assert f": {path}: " in line
     assert expected in line

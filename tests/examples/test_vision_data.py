@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from pictures import idx, write_images, write_mnist
+from pictures import idx, write_cifar, write_images, write_mnist
 from PIL import Image
 from scripts import example
 
@@ -72,3 +72,16 @@ def test_images_of_any_size_and_mode_become_one_square_with_the_colours_in_place
     assert names == ["one"] * 4 + ["two"] * 4
     wanted = torch.tensor([[250, 120, 3], [250, 120, 3], [9, 9, 9], [255, 255, 255]], dtype=torch.uint8)
     torch.testing.assert_close(images[:4], wanted[:, :, None, None].expand_as(images[:4]))
+
+
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"])
+def test_one_of_the_idx_files_may_stand_in_place_of_its_folder(loaders, tmp_path, name):
+    write_mnist(tmp_path, zipped=True)
+    torch.testing.assert_close(loaders.load(tmp_path / name), loaders.load(tmp_path), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_one_of_the_cifar_batches_may_stand_in_place_of_its_folder(loaders, tmp_path, binary):
+    write_cifar(tmp_path, binary)
+    path = tmp_path / ("test_batch.bin" if binary else "data_batch_2")
+    torch.testing.assert_close(loaders.load(path), loaders.load(tmp_path), atol=0, rtol=0)

@@ -1,17 +1,67 @@
 """What the loaders of the vision example refuse: IDX files and image folders with every kind of damage."""
 
 import pytest
-from pictures import digits, idx, refuses, write_idx, write_images, write_mnist
+from pictures import digits, idx, refuses, write_cifar, write_idx, write_images, write_mnist
 from PIL import Image
 
 
 def no_folder(root):
-    return root / "nowhere", "not a folder; expected the four IDX files of MNIST"
+    return root / "nowhere", "no such folder; expected the four IDX files of MNIST"
 
 
 def a_file(root):
     (root / "data.csv").write_text("1,2,3\n")
-    return root / "data.csv", "not a folder; expected the four IDX files of MNIST"
+    return root / "data.csv", "a file; give the folder of the data; expected the four IDX files of MNIST"
+
+
+def an_image(root):
+    write_images(root, {"cat": 2, "dog": 2})
+    return root / "cat" / "0.png", "a file; give the folder of the data; expected the four IDX files of MNIST"
+
+
+def parent_of_cifar(root):
+    write_cifar(folder(root, "cifar-10-batches-py"))
+    return root, f"found cifar-10-batches-py/data_batch_1; give the folder that has it, {root}/cifar-10-batches-py"
+
+
+def parent_of_binary_cifar(root):
+    write_cifar(folder(root, "cifar-10-batches-bin"), binary=True)
+    return (
+        root,
+        f"found cifar-10-batches-bin/data_batch_1.bin; give the folder that has it, {root}/cifar-10-batches-bin",
+    )
+
+
+def folder_of_torchvision(root):
+    write_mnist(folder(root, "MNIST/raw"), zipped=True)
+    write_mnist(root / "MNIST" / "raw")  # torchvision keeps both
+    return root, f"found MNIST/raw/t10k-images-idx3-ubyte; give the folder that has it, {root}/MNIST/raw"
+
+
+def mnist_of_torchvision(root):
+    write_mnist(folder(root, "raw"), zipped=True)
+    return root, f"found raw/t10k-images-idx3-ubyte.gz; give the folder that has it, {root}/raw"
+
+
+def training_and_testing(root):
+    for half in ("training", "testing"):
+        write_images(root / half, {"cat": 2, "dog": 2})
+    return root, "found testing and training where classes were expected; name the parts of the data train and test"
+
+
+def train_and_val_of_bare_images(root):
+    write_images(root, {"train": 4, "val": 2, "labels": 1})
+    return root, "found train and val where classes were expected; name the parts of the data train and test"
+
+
+def train_alone(root):
+    write_images(root / "train", {"cat": 2, "dog": 2})
+    return root, "found train where classes were expected; name the parts of the data train and test"
+
+
+def folder(root, name):
+    (root / name).mkdir(parents=True)
+    return root / name
 
 
 def empty_folder(root):
@@ -161,6 +211,14 @@ def sixteen_bit_image(root):
 REFUSED = [
     no_folder,
     a_file,
+    an_image,
+    parent_of_cifar,
+    parent_of_binary_cifar,
+    folder_of_torchvision,
+    mnist_of_torchvision,
+    training_and_testing,
+    train_and_val_of_bare_images,
+    train_alone,
     empty_folder,
     only_other_files,
     missing_idx_file,
