@@ -209,6 +209,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         print("The weights are not finite: the model hears nothing. --calibrate full skips such steps.")
     broken = tell_broken(evidence, model.cpu(), rate) if healthy else 0
     print(f"test/wer {result['test/wer']:.4f} (trivial baseline: always {constant!r} {baseline:.4f})")
+    if options.fast and healthy and result["test/wer"] > baseline:
+        print("--fast is too short to reach the trivial baseline; it is there to see that everything works.")
     for monitor in (one for one in trainer.callbacks if isinstance(one, GradientMonitor)):
         print(monitor.summary())
     print(f"to see the charts: {tensorboard_command(options.log_dir)}")
