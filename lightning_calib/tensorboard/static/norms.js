@@ -65,7 +65,8 @@ export function createNorms(app) {
         shades: shades(g, theme.before),
       });
       const clipped = g.clip_fraction ? g.clip_fraction.reduce((sum, share) => sum + (share > 0 ? 1 : 0), 0) : 0;
-      frame.headline.textContent = `${clipped.toLocaleString("en")} of ${plural(g.steps.length, "row")} with a clipped step`;
+      const rows = plural(g.steps.length, "row");
+      frame.headline.textContent = `${clipped.toLocaleString("en")} of ${rows} with a clipped step`;
       canvas.setAttribute("aria-label", `Total gradient norm over steps, logarithmic. ${frame.headline.textContent}.`);
     },
     hover() {
