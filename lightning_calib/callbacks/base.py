@@ -16,8 +16,7 @@ from lightning_calib.callbacks.observing import never_ends_a_run
 from lightning_calib.callbacks.row import Row
 from lightning_calib.callbacks.session import Session
 from lightning_calib.callbacks.start import start_line, warn_of_two_clippers
-from lightning_calib.callbacks.stored import on_device, to_host
-from lightning_calib.callbacks.tally import Tally
+from lightning_calib.callbacks.stored import Losses, loaded, of_optimizer, to_host
 from lightning_calib.callbacks.voice import say, warn
 
 VERSION = 1
@@ -53,6 +52,7 @@ class CalibratedCallback(Callback):
         self._off = False
         self._saved: dict[str, Any] = {}
         self._books: dict[int, Any] = {}
+        self._losses = Losses()
 
     @property
     def label(self) -> str:
@@ -119,10 +119,14 @@ class CalibratedCallback(Callback):
                 one.refuse(str(reason))
         session = Session(trainer, pl_module, ours)
         notes = [one._join(session) for one in ours]
-        self._restore_tallies(session)
+        kept = [(one._saved, one._losses) for one in ours]
+        for ledger in session.ledgers.values():
+            ledger.tally = ledger.tally.restored(kept, ledger.index)
         session.attach()
         say(start_line(session, [note for note in notes if note]))
         warn_of_two_clippers(session)
+        for one in ours:
+            one._losses.tell(one.label)
 
     def _join(self, session: Session) -> str | None:
         self._session = session
@@ -136,13 +140,6 @@ class CalibratedCallback(Callback):
         if self.acts:
             raise MisconfigurationException(f"{self.label} cannot act here. {reason}")
         warn(f"{self.label} stays silent. {reason}")
-
-    def _restore_tallies(self, session: Session) -> None:
-        for one in session.ours:
-            for ledger in session.ledgers.values():
-                saved, now = one._saved.get("tally", {}).get(str(ledger.index), {}), ledger.tally._asdict()
-                if saved.keys() == now.keys():
-                    ledger.tally = Tally(**on_device(saved, now))
 
     def on_after_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Note that there are new gradients."""
@@ -234,17 +231,16 @@ class CalibratedCallback(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the optimizers exist."""
-        if state_dict.get("version") != VERSION:
-            warn(f"{self.label}: a state of version {state_dict.get('version')!r} cannot be read; starting afresh.")
-            return
-        self._saved = dict(state_dict)
+        self._saved = loaded(state_dict, VERSION, self.label, self._losses)
 
-    def saved(self, ledger: Ledger) -> dict[str, Any]:
-        """What is known from before about this optimizer: from the plan before, or a checkpoint; empty if nothing."""
-        if ledger.index in self._books:
-            return dict(self._books[ledger.index].saved())
-        found: dict[str, Any] = self._saved.get("optimizers", {}).get(str(ledger.index), {})
-        return found
+    def keep(self, ledger: Ledger, book: Any) -> None:
+        """Keep a book about this optimizer, with what is known from before: from the plan before, or a checkpoint."""
+        saved, old = None, self._books.get(ledger.index)
+        with self._losses.of("what it remembered of this optimizer"):
+            saved = of_optimizer(self._saved, "optimizers", ledger.index) if old is None else old.saved()
+        if saved is not None and not book.restore(saved, f"optimizers.{ledger.index}", self._losses):
+            warn(f"{self.label}: the saved state is of other parameters or another method; it starts afresh.")
+        self._books[ledger.index] = book
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickling and copying: the arguments and the state, without the Trainer and the module."""

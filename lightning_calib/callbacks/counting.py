@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_calib.callbacks.stored import on_device
 from lightning_calib.functional.plan import Plan
 
 
@@ -34,10 +33,6 @@ class Count(NamedTuple):
     def new_window(self) -> "Count":
         """A row was written."""
         return self._replace(window_steps=0, window_fired=torch.zeros_like(self.window_fired))
-
-    def restored(self, saved: dict[str, Any]) -> "Count":
-        """The counts of a checkpoint, where it has them."""
-        return Count(**on_device(saved, self._asdict())) if saved.keys() == self._asdict().keys() else self
 
     @property
     def fraction(self) -> Tensor:

@@ -12,6 +12,7 @@ from lightning_calib.callbacks.ledger import Ledger
 from lightning_calib.callbacks.row import Row, on_host, step_row
 from lightning_calib.callbacks.session import Session
 from lightning_calib.callbacks.sketch import Sketch
+from lightning_calib.callbacks.stored import Losses, of_optimizer
 from lightning_calib.callbacks.voice import warn
 from lightning_calib.callbacks.witness import Masks, Witness, layers_of, rows_of
 from lightning_calib.report.events import Event
@@ -63,7 +64,8 @@ class Dashboard:
         writers: Where to; on another rank than zero there is none, but everything else is done there too.
         histograms: Whether to count magnitudes.
         sketch: Gives the norms of an optimizer's run.
-        saved: The state from a checkpoint; empty without one.
+        saved: The monitor's state from a checkpoint; empty without one.
+        losses: Where to say what of it cannot be taken up.
     """
 
     def __init__(
@@ -74,9 +76,10 @@ class Dashboard:
         histograms: bool,
         sketch: Callable[[Ledger], Sketch],
         saved: dict[str, Any],
+        losses: Losses,
     ) -> None:
         self.session, self.writers, self.sketch = session, writers, sketch
-        self.counts, self.kept = histograms, saved
+        self.counts, self.kept, self.losses = histograms, saved, losses
         self.off = False
         self.streams: dict[int, Stream] = {}
         self.witnesses: dict[int, Witness] = {}
@@ -98,16 +101,18 @@ class Dashboard:
     @_safely
     def lay(self, ledger: Ledger) -> None:
         """Prepare for an optimizer's plan; what is known from before goes on."""
-        index, old = ledger.index, self.kept.get(str(ledger.index))
+        index, old, rows = ledger.index, None, rows_of(ledger)
         if index in self.streams:
             self._write(*self.streams[index].unfinished())
             old = self._of(index, self.streams[index], ahead=False)
-        rows = rows_of(ledger)
         self.streams[index], self.witnesses[index] = Stream(rows), Witness(ledger, rows)
-        if old is not None:
-            self.streams[index].restore(old)
-            self.witnesses[index].restore(old, old["names"])
-            ledger.incidents.extend(tuple(one) for one in old["incidents"] if tuple(one) not in ledger.incidents)
+        with self.losses.of("what the Gradients tab remembers"):
+            old = of_optimizer(self.kept, "dashboard", index) if old is None else old
+            if old is not None:  # all of it, or nothing
+                stream, witness = Stream(rows), Witness(ledger, rows)
+                stream.restore(old, f"dashboard.{index}")
+                witness.restore(old, old["names"], f"dashboard.{index}")
+                self.streams[index], self.witnesses[index] = stream, witness
         self.session.afters[id(ledger.optimizer)].look = self._look
 
     @_safely
@@ -199,10 +204,8 @@ class Dashboard:
         }
 
     def _of(self, index: int, stream: Stream, *, ahead: bool) -> dict[str, Any]:
-        witness = self.witnesses[index]
-        incidents = [] if ahead else [list(one) for one in witness.ledger.incidents]
-        seen = {"peak": None, "since": []} if ahead else witness.saved()
-        return {**stream.saved(), **seen, "incidents": incidents}
+        seen = {"peak": None, "since": [], "incidents": []} if ahead else self.witnesses[index].saved()
+        return {**stream.saved(), **seen}
 
     def _ahead(self) -> dict[int, Stream]:
         """The streams as they will be when the pending row is written; nothing else changes."""
@@ -235,12 +238,10 @@ def _name(tag: str, suffix: str) -> str:
     return tag.removeprefix("calib/").removesuffix(suffix)
 
 
-def dashboard_of(
-    session: Session, *, histograms: bool, sketch: Callable[[Ledger], Sketch], saved: dict[str, Any]
-) -> Dashboard | None:
+def dashboard_of(session: Session, **kept: Any) -> Dashboard | None:
     """The dashboard of a fit; None where no logger writes TensorBoard's files. The same on every rank."""
     writers = [found for logger in session.trainer.loggers if (found := record_writer(logger)) is not None]
     wanted = bool(writers)
     if session.trainer.world_size > 1:
         wanted = bool(session.trainer.strategy.broadcast(wanted))
-    return Dashboard(session, writers, histograms=histograms, sketch=sketch, saved=saved) if wanted else None
+    return Dashboard(session, writers, **kept) if wanted else None

@@ -1,5 +1,7 @@
 """Callbacks that act on elements: value clip and centralisation."""
 
+from typing import Any
+
 import torch
 from lightning.pytorch import LightningModule
 from torch import nn
@@ -9,10 +11,11 @@ from lightning_calib.callbacks.counting import Count
 from lightning_calib.callbacks.ledger import Ledger
 from lightning_calib.callbacks.row import Row
 from lightning_calib.callbacks.session import Session
-from lightning_calib.callbacks.stored import to_host
+from lightning_calib.callbacks.stored import Losses, to_host
 from lightning_calib.functional.checks import check_number
 from lightning_calib.functional.elementwise import centralize_all_, clamp_
 from lightning_calib.functional.plan import Plan
+from lightning_calib.functional.saved_state import entry, restored
 
 
 class _Fired:
@@ -24,6 +27,12 @@ class _Fired:
     def saved(self) -> dict[str, object]:
         """For the checkpoint."""
         return {"count": to_host(self.count._asdict())}
+
+    def restore(self, saved: dict[str, Any], key: str, losses: Losses) -> bool:
+        """Take up the counts."""
+        with losses.of("how often it clipped"):
+            self.count = restored(entry(saved, "count", key), self.count, f"{key}.count")
+        return True
 
 
 class GradientValueClip(CalibratedCallback):
@@ -66,8 +75,7 @@ class GradientValueClip(CalibratedCallback):
         """Take up the counts; complex numbers have no order, so there is nothing to clamp them to."""
         if ledger.plan.has_complex:
             self.refuse("Complex gradients cannot be clamped by value. Clip their norm: GradientClip(1.0).")
-        saved = self.saved(ledger)
-        self._books[ledger.index] = _Fired(Count.empty(ledger.plan).restored(saved.get("count", {})))
+        self.keep(ledger, _Fired(Count.empty(ledger.plan)))
 
     def act(self, ledger: Ledger) -> None:
         """Clamp where the largest magnitude exceeds the bound; non-finite tensors keep their bits."""

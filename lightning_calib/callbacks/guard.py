@@ -110,9 +110,7 @@ class NonFiniteGuard(CalibratedCallback):
 
     def lay(self, ledger: Ledger) -> None:
         """Take up the counts."""
-        book = GuardBook()
-        book.restore(self.saved(ledger))
-        self._books[ledger.index] = book
+        self.keep(ledger, GuardBook())
 
     def on_train_batch_start(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int

@@ -2,7 +2,11 @@
 
 from typing import Any
 
+from lightning_calib.callbacks.stored import Losses
+from lightning_calib.functional.saved_state import ListOf, check_saved
+
 RECENT = 200  # steps over which a GradScaler's skips are judged
+_TOLD = 5  # sentences kept for the error
 SICK = 0.05  # share of them that is no longer normal; start-up calibration is not counted
 
 
@@ -43,7 +47,7 @@ class GuardBook:
 
     def remember(self, text: str) -> None:
         """Keep the last five sentences, for the error."""
-        self.last = [*self.last[-4:], text]
+        self.last = [*self.last[1 - _TOLD :], text]
 
     def beyond(self, max_consecutive: int, max_total: int | None) -> str:
         """Which limit is exceeded, as a sentence; empty if none is."""
@@ -70,7 +74,9 @@ class GuardBook:
         """For the checkpoint."""
         return dict(vars(self))
 
-    def restore(self, saved: dict[str, Any]) -> None:
+    def restore(self, saved: dict[str, Any], key: str, losses: Losses) -> bool:
         """Take up saved counts."""
-        if saved.keys() == vars(self).keys():
+        with losses.of("the incidents so far"):
+            check_saved(saved, {**vars(self), "last": ListOf("", _TOLD), "overflows": ListOf(0, RECENT)}, key)
             vars(self).update(saved, judged=False)
+        return True

@@ -15,7 +15,7 @@ from lightning_calib.callbacks.names import check_name
 from lightning_calib.callbacks.rates import Rates
 from lightning_calib.callbacks.row import Row
 from lightning_calib.callbacks.session import Session
-from lightning_calib.callbacks.stored import put_away, taken_up
+from lightning_calib.callbacks.stored import Losses, put_away, taken_up
 from lightning_calib.callbacks.travel import Travel
 from lightning_calib.callbacks.voice import warn
 from lightning_calib.functional.checks import check_number, message
@@ -54,14 +54,16 @@ class RateBook:
         start = {"start": self.travel.saved()} if self.travel else {}
         return {**put_away(self.rule.kind, self.segments, self.state), **start}
 
-    def restore(self, saved: dict[str, Any]) -> bool:
-        """Take up a saved state, if it is of the same groups and the same kind of rule."""
-        found = taken_up(saved, self.rule.kind, self.segments, self.state)
-        if found is None or ("start" in saved) != (self.travel is not None):
-            return False
-        self.state = found
-        if self.travel is not None:
-            self.travel.restore(saved["start"])
+    def restore(self, saved: dict[str, Any], key: str, losses: Losses) -> bool:
+        """Take up a saved state; False if it is of other groups or another kind of rule."""
+        with losses.of(f"what {self.rule.kind} has learnt"):
+            more = ("start",) if self.travel else ()
+            found = taken_up(saved, self.rule.kind, self.segments, self.state, key, *more)
+            if found is None:
+                return False
+            if self.travel is not None:
+                self.travel.restore(saved["start"], f"{key}.start")
+            self.state = found
         return True
 
 
@@ -134,11 +136,7 @@ class LearningRateControl(CalibratedCallback):
 
     def lay(self, ledger: Ledger) -> None:
         """Prepare the rule's state, and take up what was saved."""
-        saved = self.saved(ledger)
-        book = RateBook(self.rule, ledger, ledger.rates_in_step)
-        if saved and not book.restore(saved):
-            warn(f"{self.label}: the saved state is of other parameters or another rule; it starts afresh.")
-        self._books[ledger.index] = book
+        self.keep(ledger, RateBook(self.rule, ledger, ledger.rates_in_step))
 
     def _forget_loss(self) -> None:
         self._loss: Tensor | None = None

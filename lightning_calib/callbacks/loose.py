@@ -68,6 +68,7 @@ class Loose:
         if note and len(self.ledgers) == 1:
             say(note)
         self.callback.lay(ledger)
+        self.callback._losses.tell(self.callback.label)
         ledger.open()
         return ledger
 

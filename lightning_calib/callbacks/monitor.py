@@ -95,17 +95,16 @@ class GradientMonitor(CalibratedCallback):
     def start(self, session: Session) -> None:
         """Open the dashboard, if a logger is TensorBoard's."""
         if self.layers:
-            saved = self._saved.get("dashboard") or {}
-            session.dashboard = dashboard_of(session, histograms=self.histograms, sketch=self.sketch, saved=saved)
+            session.dashboard = dashboard_of(
+                session, histograms=self.histograms, sketch=self.sketch, saved=self._saved, losses=self._losses
+            )
         told = session.dashboard.furnish() if session.dashboard is not None else None
         if told:
             say(told)
 
     def lay(self, ledger: Ledger) -> None:
         """Take up the norms seen so far."""
-        book = SketchBook(Sketch.empty(ledger.plan))
-        book.restore(self.saved(ledger))
-        self._books[ledger.index] = book
+        self.keep(ledger, SketchBook(Sketch.empty(ledger.plan)))
         if self._dashboard is not None:
             self._dashboard.lay(ledger)
 

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from lightning_calib.callbacks.counting import Count
 from lightning_calib.callbacks.ledger import Ledger
-from lightning_calib.callbacks.stored import put_away, taken_up, to_host
+from lightning_calib.callbacks.stored import Losses, put_away, taken_up, to_host
 from lightning_calib.functional.judge import Policy, Report, State, fresh_state, judge, observe
+from lightning_calib.functional.saved_state import check_kind, entry, restored
 from lightning_calib.functional.segments import Segments
 
 
@@ -30,11 +31,13 @@ class Part:
         """For the checkpoint."""
         return put_away(self.policy.kind, self.segments, self.state)
 
-    def restore(self, saved: dict[str, Any]) -> bool:
-        """Take up a saved state, if it is of the same segments and of the same kind."""
-        found = taken_up(saved, self.policy.kind, self.segments, self.state)
-        self.state = self.state if found is None else found
-        return found is not None
+    def restore(self, saved: Any, key: str, losses: Losses) -> bool:
+        """Take up a saved state; False if it is of other segments or of another kind."""
+        with losses.of(f"what {self.policy.kind} has learnt"):
+            found = taken_up(saved, self.policy.kind, self.segments, self.state, key)
+            self.state = self.state if found is None else found
+            return found is not None
+        return True
 
 
 class Book:
@@ -47,12 +50,19 @@ class Book:
         """For the checkpoint."""
         return {"parts": [part.saved() for part in self.parts], "count": to_host(self.count._asdict())}
 
-    def restore(self, saved: dict[str, Any]) -> bool:
-        """Take up what fits; False if some part had to start afresh."""
-        self.count = self.count.restored(saved.get("count", {}))
-        parts = saved.get("parts", [])
-        fits = [part.restore(old) for part, old in zip(self.parts, parts, strict=False)]
-        return len(parts) == len(self.parts) and all(fits)
+    def restore(self, saved: dict[str, Any], key: str, losses: Losses) -> bool:
+        """Take up what fits; False if some part is of other parameters or of another policy."""
+        with losses.of("how often it reduced gradients"):
+            self.count = restored(entry(saved, "count", key), self.count, f"{key}.count")
+        with losses.of("what its policies have learnt"):
+            parts = entry(saved, "parts", key)
+            check_kind(parts, list, f"{key}.parts")
+            fits = [
+                part.restore(old, f"{key}.parts.{i}", losses)
+                for i, (part, old) in enumerate(zip(self.parts, parts, strict=False))
+            ]
+            return len(parts) == len(self.parts) and all(fits)
+        return True
 
     def threshold(self) -> Tensor | None:
         """The median target over the segments judged last; None if none was."""

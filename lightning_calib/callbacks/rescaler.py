@@ -14,7 +14,6 @@ from lightning_calib.callbacks.names import check_globs, check_name, first_match
 from lightning_calib.callbacks.part import Book, Part
 from lightning_calib.callbacks.row import Row
 from lightning_calib.callbacks.session import Session
-from lightning_calib.callbacks.voice import warn
 from lightning_calib.functional.checks import check_flag, message
 from lightning_calib.functional.clip import check_norm_type
 from lightning_calib.functional.judge import Policy
@@ -134,10 +133,7 @@ class Rescaler(CalibratedCallback):
                 if members and (policy := rules[glob]) is not None
             ],
         )
-        saved = self.saved(ledger)
-        if saved and not book.restore(saved):
-            warn(f"{self.label}: the saved state is of other parameters or another policy; it starts afresh.")
-        self._books[ledger.index] = book
+        self.keep(ledger, book)
 
     def act(self, ledger: Ledger) -> None:
         """Judge each part, and rescale unless this is a dry run."""

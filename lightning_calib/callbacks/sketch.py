@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_calib.callbacks.stored import on_device, to_host
+from lightning_calib.callbacks.stored import Losses, to_host
 from lightning_calib.functional.estimators import quantile
 from lightning_calib.functional.plan import Plan
+from lightning_calib.functional.saved_state import restored
 
 _CAPACITY = 4096
 
@@ -48,6 +49,13 @@ class Sketch(NamedTuple):
         """How many of the norms were zero or not finite; once some were dropped, an estimate."""
         return max(0, self.seen - self.stride * int((~self.values.isnan()).sum()))
 
+    def flaw(self) -> str:
+        """Why a saved sketch cannot be one; empty if it can."""
+        full, doubled = self.stride * _CAPACITY, self.stride & (self.stride - 1) == 0
+        if not (doubled and self.stride > 0 and (full // 2 < self.seen or self.stride == 1) and self.seen <= full):
+            return f"{self.seen} norms of which every {self.stride}th is kept, in {_CAPACITY} places"
+        return "a kept norm is infinite" if bool(self.values.isinf().any()) else ""
+
     def quantiles(self, *fractions: float) -> list[float]:
         """Quantiles of what was kept; nan where nothing was."""
         kept = self.values[~self.values.isnan()]
@@ -70,8 +78,8 @@ class SketchBook:
         """For the checkpoint."""
         return to_host(self.sketch._asdict())
 
-    def restore(self, saved: dict[str, Any]) -> None:
+    def restore(self, saved: dict[str, Any], key: str, losses: Losses) -> bool:
         """Take up a saved sketch."""
-        now = self.sketch._asdict()
-        if saved.keys() == now.keys():
-            self.sketch = Sketch(**on_device(saved, now))
+        with losses.of("the norms so far, for the summary"):
+            self.sketch = restored(saved, self.sketch, key)
+        return True

@@ -1,11 +1,14 @@
 """What is counted about one optimizer, on the device, so that nothing waits for it."""
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightning_calib.callbacks.stored import Losses, of_optimizer
 from lightning_calib.functional.plan import Plan
+from lightning_calib.functional.saved_state import restored
 
 
 class Tally(NamedTuple):
@@ -42,6 +45,15 @@ class Tally(NamedTuple):
         top = torch.zeros((), dtype=plan.dtype, device=plan.device)
         return Tally(0, count, top - 1, 0, 0, count, count, count, count, top.to(plan.wide))
 
+    def restored(self, kept: Iterable[tuple[dict[str, Any], Losses]], index: int) -> "Tally":
+        """The counts of a checkpoint, in which each of our callbacks has a copy of them; these here where none has."""
+        found = self
+        for state, losses in kept:
+            with losses.of("its copy of the counts of steps"):
+                saved = of_optimizer(state, "tally", index)
+                found = found if saved is None else restored(saved, self, f"tally.{index}")
+        return found
+
     def new_window(self) -> "Tally":
         """A row was written."""
         zero = torch.zeros_like(self.window_reduced)
@@ -67,7 +79,7 @@ class Tally(NamedTuple):
 
     def add_left(self, before: Tensor, left: Tensor, by_trainer: Tensor) -> "Tally":
         """Count what was ``left`` of the norm ``before``, and whether the Trainer took of it."""
-        valid = before.isfinite() & (before > 0)
+        valid = before.isfinite() & (before > 0) & left.isfinite()
         share = torch.where(valid, left / before, 0)
         return self._replace(
             trainer_reduced=self.trainer_reduced + (by_trainer & valid),

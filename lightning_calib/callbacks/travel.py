@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_calib.functional.judge import STATE_LIMIT
 from lightning_calib.functional.norms import measure
+from lightning_calib.functional.saved_state import check_saved
 from lightning_calib.functional.segments import Segments
 from lightning_calib.functional.sharding import held, part_of, whole
 
@@ -47,9 +48,15 @@ class Travel:
         return [start.cpu().clone() for start in (self.start if self.whole is None else self.whole)]
 
     @torch.no_grad()
-    def restore(self, saved: Any) -> None:
-        """Take up a saved start."""
-        for start, old, tensor in zip(self.start, saved, self.segments.plan.tensors, strict=True):
+    def restore(self, saved: Any, key: str = "start") -> None:
+        """Take up a saved start.
+
+        Raises:
+            DamagedStateError: If it is not of these weights.
+        """
+        tensors = self.segments.plan.tensors
+        check_saved(saved, [torch.empty(one.shape, dtype=one.dtype, device="meta") for one in tensors], key)
+        for start, old, tensor in zip(self.start, saved, tensors, strict=True):
             start.copy_(part_of(old, tensor))
         self.whole = self.whole and [old.clone() for old in saved]
         self.start_norms = self._norms(self.start)

@@ -11,6 +11,7 @@ from lightning_calib.callbacks.ledger import Ledger
 from lightning_calib.callbacks.weights import Moved, strides
 from lightning_calib.functional.magnitudes import magnitudes
 from lightning_calib.functional.plan import Plan
+from lightning_calib.functional.saved_state import ListOf, OrNone, check_saved, entry
 from lightning_calib.tensorboard.contract import ABSENT, ABSENT_EXPONENT, HIGH_EXPONENT, LOW_EXPONENT, STATISTICS
 from lightning_calib.tensorboard.stream import Rows
 from lightning_calib.tensorboard.usual import aligned
@@ -144,15 +145,24 @@ class Witness:
     def saved(self) -> dict[str, Any]:
         """For the checkpoint."""
         peak = None if self.peak is None else self.peak.detach().cpu().clone()
-        return {"peak": peak, "since": list(self.since)}
+        incidents = [list(one) for one in self.ledger.incidents]
+        return {"peak": peak, "since": list(self.since), "incidents": incidents}
 
-    def restore(self, saved: dict[str, Any], names: Sequence[str]) -> None:
-        """Take up what was saved of the rows ``names``."""
-        if saved["peak"] is not None:
+    def restore(self, saved: dict[str, Any], names: Sequence[str], key: str) -> None:
+        """Take up what was saved of the rows ``names``.
+
+        Raises:
+            DamagedStateError: If something does not fit.
+        """
+        peak, since, incidents = (entry(saved, name, key) for name in ("peak", "since", "incidents"))
+        check_saved(incidents, ListOf([0, "", ""]), f"{key}.incidents")
+        check_saved(peak, OrNone(torch.full((len(names),), torch.nan)), f"{key}.peak")
+        check_saved(since, [] if peak is None else [False] * len(names), f"{key}.since")
+        self.ledger.incidents.extend(tuple(one) for one in incidents if tuple(one) not in self.ledger.incidents)
+        if peak is not None:
             plan = self.ledger.plan
-            self.peak = aligned(saved["peak"], names, self.rows.names, 0.0).to(plan.device, plan.dtype)
-            since = torch.tensor(saved["since"], dtype=torch.bool)
-            self.since = aligned(since, names, self.rows.names, False).tolist()
+            self.peak = aligned(peak, names, self.rows.names, 0.0).to(plan.device, plan.dtype)
+            self.since = aligned(torch.tensor(since, dtype=torch.bool), names, self.rows.names, False).tolist()
 
 
 def layers_of(found: Tensor, masks: Masks, plan: Plan, *, taken: bool) -> Tensor:

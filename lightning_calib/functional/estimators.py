@@ -79,6 +79,19 @@ class History(NamedTuple):
     values: Tensor
     steps: Tensor
 
+    @property
+    def grows(self) -> tuple[str, ...]:
+        """The fields that get longer."""
+        return ("values",)
+
+    def flaw(self) -> str:
+        """Why saved numbers cannot be a history; empty if they can."""
+        capacity, seen = self.values.shape[1], int(self.seen)
+        if int(self.steps) > capacity or seen > int(self.steps):
+            return f"{seen} values of {int(self.steps)} steps in {capacity} places"
+        ascending = bool((self.values[:, 1:] >= self.values[:, :-1]).all())
+        return "" if ascending and int(self.values.isfinite().sum()) == seen else "the values are not in order"
+
 
 def empty_history(like: Tensor) -> History:
     """Nothing seen yet; ``like`` has shape (1,)."""

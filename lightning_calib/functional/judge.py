@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_calib.functional.checks import message
-from lightning_calib.functional.estimators import History
 from lightning_calib.functional.norms import Reading, measure
+from lightning_calib.functional.saved_state import DamagedStateError, restored, tensor_fits
 from lightning_calib.functional.segments import Segments
 
 # A NamedTuple of tensors; empty for a policy without memory.
@@ -41,7 +41,12 @@ class Method(ABC):
 
     @abstractmethod
     def init(self, norms: Tensor) -> State:
-        """The state before the first step, for segments like ``norms``, shape (K,): its device, its dtype."""
+        """The state before the first step, for segments like ``norms``, shape (K,): its device, its dtype.
+
+        Its tensors keep their shapes, but for those that its property ``grows`` names, which may get longer in the last
+        dimension. From a checkpoint it is taken up if whole numbers are not negative and numbers are finite, unless
+        those here are not, and if its method ``flaw``, where it has one, finds nothing.
+        """
 
 
 class Policy(Method):
@@ -122,14 +127,19 @@ def take_up(policy: Policy, state: State | Mapping[str, Tensor], segments: Segme
     """A state that was returned before, or the mapping that ``_asdict()`` made of it.
 
     Raises:
-        ValueError: If it is of another policy, or of another number of segments.
+        ValueError: If it is of another policy, or of another number of segments, or if a mapping, which may come from a
+            file, holds something damaged.
     """
     planned = _planned(policy, segments)
-    if isinstance(state, Mapping) and state.keys() == planned._asdict().keys():  # type: ignore[attr-defined]
-        state = type(planned)(**state)
-    grows = isinstance(planned, History)
-    shapes = [(one.shape[:1] if grows else one.shape) for one in planned]
-    if type(state) is type(planned) and [(one.shape[:1] if grows else one.shape) for one in state] == shapes:
+    likes: dict[str, Tensor] = planned._asdict()  # type: ignore[attr-defined]
+    if isinstance(state, Mapping) and state.keys() == likes.keys():
+        try:
+            return restored(dict(state), fresh_state(policy, segments), "state")
+        except DamagedStateError as damage:
+            raise ValueError(f"{damage}. Pass None to start afresh.") from damage
+    grows = getattr(planned, "grows", ())
+    pairs = zip(state, likes.items(), strict=True) if type(state) is type(planned) else ()
+    if type(state) is type(planned) and all(tensor_fits(one, x, grows=name in grows) for one, (name, x) in pairs):
         return state
     told = f"one of {type(state).__name__}"
     rule = f"what `{policy}` returned for {len(segments)} segments, or its `_asdict()`"

@@ -4,7 +4,7 @@ from math import exp, inf, isfinite, log
 from statistics import median
 from typing import Any
 
-_WINDOW = 40  # rows that say what is usual
+WINDOW = 40  # rows that say what is usual
 _ROWS = 8  # without so many of them nothing is unusual
 _TIMES = 4.0  # a spike is at least so many times the usual norm ...
 _SPREADS = 6.0  # ... and so many robust standard deviations of the log norm above its median
@@ -23,7 +23,7 @@ class Spikes:
             return 0.0
         found = log(norm)
         usual, spread = self._usual()
-        self.logs = [*self.logs[1 - _WINDOW :], found]
+        self.logs = [*self.logs[1 - WINDOW :], found]
         high = usual + max(log(_TIMES), _SPREADS * 1.4826 * spread)
         return exp(min(found - usual, 700.0)) if found > high else 0.0
 
@@ -72,9 +72,8 @@ def put_away(detector: object) -> dict[str, Any]:
 
 
 def take_up(detector: object, saved: dict[str, Any]) -> None:
-    """The same back again, if it is of the same kind."""
-    if saved.keys() == vars(detector).keys():
-        vars(detector).update(_copy(saved))
+    """The same back again; that it is of the same kind has been checked."""
+    vars(detector).update(_copy(saved))
 
 
 def _copy(found: dict[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Pause:
 
     def admits(self, row: int, badness: float = 0.0) -> bool:
         """Whether to tell what happened at this row; if not, it is counted."""
-        pause = _PAUSE * 2 ** (self.told // _OFTEN)
+        pause = _PAUSE * 2 ** min(self.told // _OFTEN, 60)
         if row - self.row < pause and badness <= 2 * self.worst:
             self.hidden += 1
             return False

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from math import inf
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -102,6 +102,9 @@ class SpikeBackoff(Rule):
 @cache
 def _types(policy: Policy) -> tuple[Callable[..., State], Callable[..., State]]:
     """The class of the policy's state, and the class of ours: the factors, then the fields of the policy's state."""
-    inner: Any = policy.init(torch.empty(1, device="meta"))
-    fields = ["factors", *(f"policy_{name}" for name in inner._fields)]
-    return type(inner), namedtuple("SpikeBackoffState", fields)
+    first: Any = policy.init(torch.empty(1, device="meta"))
+    inner, fields = type(first), ["factors", *(f"policy_{name}" for name in first._fields)]
+    outer = cast(Any, namedtuple)("SpikeBackoffState", fields)
+    outer.grows = tuple(f"policy_{name}" for name in getattr(first, "grows", ()))
+    outer.flaw = lambda state: inner(*state[1:]).flaw() if hasattr(inner, "flaw") else ""
+    return inner, outer

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_calib.functional.saved_state import OrNone, check_saved
+
 MOST = 1000  # rows that are written each by itself, and twice the records of every later doubling of the run
 LEAST = 128
 BUDGET = 20 * 10**6  # bytes of those rows
@@ -62,6 +64,11 @@ class Pool(NamedTuple):
         return {**self._asdict(), "values": None if self.values is None else self.values.clone()}
 
     @staticmethod
-    def restored(saved: dict[str, Any]) -> "Pool":
-        """What was saved."""
-        return Pool(**{key: saved[key] for key in Pool._fields})
+    def restored(saved: Any, shape: tuple[int, ...], key: str) -> "Pool":
+        """What was saved, of values of that shape.
+
+        Raises:
+            DamagedStateError: If something does not fit.
+        """
+        check_saved(saved, {**Pool()._asdict(), "values": OrNone(torch.full(shape, torch.nan))}, key)
+        return Pool(**saved)

@@ -1,13 +1,14 @@
 """From the rows of a run to its events."""
 
 from collections.abc import Sequence
-from math import exp, isfinite
+from math import exp, isfinite, nan
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from lightning_calib.functional.saved_state import ListOf, OrNone, check_saved
 from lightning_calib.report import events
-from lightning_calib.report.detect import Counter, Jumps, Spikes, put_away, take_up
+from lightning_calib.report.detect import WINDOW, Counter, Jumps, Spikes, put_away, take_up
 from lightning_calib.report.events import Event, Pause
 from lightning_calib.tensorboard.contract import ABSENT, EVENT_KINDS, GLOBAL_NAMES, STATISTICS
 from lightning_calib.tensorboard.usual import DEAD_ROWS, Usual, aligned
@@ -106,8 +107,13 @@ class Happenings:
             **{key: put_away(getattr(self, key)) for key in _DETECTORS},
         }
 
-    def restore(self, saved: dict[str, Any], names: Sequence[str]) -> None:
-        """Take up what was saved of the rows ``names``."""
+    def restore(self, saved: Any, names: Sequence[str], key: str = "happenings") -> None:
+        """Take up what was saved of the rows ``names``.
+
+        Raises:
+            DamagedStateError: If something does not fit.
+        """
+        check_saved(saved, {**Happenings(names).saved(), **_REMEMBERED}, key)
         self.row, self.step = saved["row"], saved["step"]
         fresh = {key: aligned(value, names, self.names, 0) for key, value in saved["usual"].items()}
         self.usual = Usual(**fresh)
@@ -118,3 +124,5 @@ class Happenings:
 
 
 _DETECTORS = ("spikes", "lr", "lr_effective", "nonfinite", "skipped")
+_JUMPS = {"last": OrNone(nan), "change": OrNone(nan)}
+_REMEMBERED = {"spikes": {"logs": ListOf(0.0, WINDOW)}, "lr": _JUMPS, "lr_effective": _JUMPS}

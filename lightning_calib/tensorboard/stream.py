@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
-from math import isfinite
+from math import isfinite, nan
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightning_calib.functional.saved_state import DamagedStateError, ListOf, OrNone, check_saved, entry
 from lightning_calib.report.events import Event
 from lightning_calib.tensorboard.contract import (
     EVENTS,
@@ -165,10 +166,22 @@ class Stream:
             "waiting": [list(event) for event in self.waiting],
         }
 
-    def restore(self, saved: dict[str, Any]) -> None:
-        """Take up what was saved; what is of other rows is left out, but for what is known by name."""
-        self.layers, self.totals = Pool.restored(saved["layers"]), Pool.restored(saved["totals"])
-        if saved["names"] != list(self.rows.names):
+    def restore(self, saved: dict[str, Any], key: str = "stream") -> None:
+        """Take up what was saved; what is of other rows is left out, but for what is known by name.
+
+        Raises:
+            DamagedStateError: If something does not fit.
+        """
+        names, waiting = entry(saved, "names", key), entry(saved, "waiting", key)
+        check_saved(names, ListOf(""), f"{key}.names")
+        check_saved(waiting, ListOf([0, "", "", OrNone(""), OrNone(nan)]), f"{key}.waiting")
+        self.layers = Pool.restored(entry(saved, "layers", key), (len(names), len(STATISTICS)), f"{key}.layers")
+        self.totals = Pool.restored(entry(saved, "totals", key), (len(GLOBAL_NAMES),), f"{key}.totals")
+        self.happenings.restore(entry(saved, "happenings", key), names, f"{key}.happenings")
+        if not self.layers.rows == self.totals.rows == self.happenings.row:
+            raise DamagedStateError(
+                f"`{key}.layers.rows`, `{key}.totals.rows` and `{key}.happenings.row` are not the same"
+            )
+        if names != list(self.rows.names):
             self.layers, self.totals = self.layers._replace(values=None), self.totals._replace(values=None)
-        self.happenings.restore(saved["happenings"], saved["names"])
-        self.waiting = [Event(*one) for one in saved["waiting"]]
+        self.waiting = [Event(*one) for one in waiting]

@@ -97,7 +97,7 @@ def test_a_saved_pool_goes_on_as_if_nothing_had_happened():
     for stop in (5, 8, 21, 50, 77):
         pool, found = Pool(), []
         for step, value in enumerate(values):
-            pool = Pool.restored(pool.saved()) if step == stop else pool
+            pool = Pool.restored(pool.saved(), (3,), "pool") if step == stop else pool
             pool, full = pool.add(10 * step, value, 8)
             found += [full] if full.values is not None else []
         assert [one.step for one in found] == [one.step for one in wanted]
