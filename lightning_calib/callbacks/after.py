@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_calib.callbacks.ledger import Ledger
-from lightning_calib.callbacks.modes import TrainerClip, overwrites_gradients
+from lightning_calib.callbacks.modes import LeftInGrad, TrainerClip, left_in_grad
 from lightning_calib.callbacks.voice import warn
 from lightning_calib.callbacks.weights import Moved, WeightSample
 from lightning_calib.functional.norms import Reading
@@ -33,7 +33,8 @@ class After:
 
     def __init__(self, ledger: Ledger, clip: TrainerClip, *, foreseeable: bool, weights: bool) -> None:
         self.ledger, self.clip, self.foreseeable, self.weights = ledger, clip, foreseeable, weights
-        self.overwritten = overwrites_gradients(ledger.optimizer)
+        left = left_in_grad(ledger.optimizer)
+        self.overwritten, self.freed = left is not LeftInGrad.USED, left is LeftInGrad.NOTHING
         self.handles: list[Any] = []
         self.ended: set[str] = set()  # tags whose reading has failed
         self.look: Callable[[Ledger], None] | None = None
@@ -95,8 +96,7 @@ class After:
     @torch.no_grad()
     def _after_step(self) -> None:
         self.ledger.visited = False
-        taken = any(tensor.grad is not None for tensor in self.ledger.plan.tensors)
-        self.ledger.stepped = self.ledger.opened and taken
+        self.ledger.stepped = self.ledger.opened and self._taken()
         if not (self.waiting and self.ledger.stepped):
             return
         self.waiting = False
@@ -107,6 +107,12 @@ class After:
         if self.sample is not None:
             self._attempt(_UPDATE, self._compare_weights)
         self._count()
+
+    def _taken(self) -> bool:
+        """Whether the optimizer had gradients: nobody can take them away behind ours, or they are still there."""
+        if self.foreseeable or self.freed:
+            return self.ledger.live
+        return any(tensor.grad is not None for tensor in self.ledger.plan.tensors)
 
     @torch.no_grad()
     def _read(self) -> None:

@@ -14,6 +14,7 @@ from lightning_calib.callbacks.incidents import GuardBook
 from lightning_calib.callbacks.keeper import BatchKeeper
 from lightning_calib.callbacks.ledger import Ledger
 from lightning_calib.callbacks.origin import Origin, origin
+from lightning_calib.callbacks.rates import rate_of
 from lightning_calib.callbacks.row import Row, counters
 from lightning_calib.callbacks.session import Session
 from lightning_calib.callbacks.skipping import count, drop, seen_by_scaler
@@ -174,6 +175,7 @@ class NonFiniteGuard(CalibratedCallback):
         book.incident()
         limit = self._limit(book)
         parts = trainer.accumulate_grad_batches if session.module.automatic_optimization else 1
+        rate = rate_of(ledger.optimizer.param_groups[0])
         deepest = max(bad, key=lambda one: self._order.get(one.name, -1))
         incident = Incident(
             where=f"step {session.step} (epoch {trainer.current_epoch}, batch {self._window.index})",
@@ -181,7 +183,7 @@ class NonFiniteGuard(CalibratedCallback):
             tensors=len(ledger.plan.tensors),
             deepest=str(deepest),
             loss=self._window.loss(parts / (scale or 1.0)),
-            rate=float(ledger.optimizer.param_groups[0]["lr"]),
+            rate=None if rate is None else float(rate),
             scale=scale,
             broken=broken(session.module, self._statistics, put_back=self.action == "skip"),
             origin=source.text,

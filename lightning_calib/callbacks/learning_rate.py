@@ -1,5 +1,6 @@
 """Scale the learning rate for one step at a time, by what the gradients say."""
 
+from numbers import Real
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,7 +13,7 @@ from lightning_calib.callbacks.base import CalibratedCallback
 from lightning_calib.callbacks.base_rate import doubt_of_rate
 from lightning_calib.callbacks.ledger import Ledger
 from lightning_calib.callbacks.names import check_name
-from lightning_calib.callbacks.rates import Rates
+from lightning_calib.callbacks.rates import Rates, with_inner
 from lightning_calib.callbacks.row import Row
 from lightning_calib.callbacks.session import Session
 from lightning_calib.callbacks.stored import Losses, put_away, taken_up
@@ -83,7 +84,8 @@ class LearningRateControl(CalibratedCallback):
         TypeError: If an argument has the wrong type.
         ValueError: If one is out of range; at the start of training, if the rule's state would take more than 64 MB.
         MisconfigurationException: With LBFGS, Rprop or ZeroRedundancyOptimizer, which read the rate too early, with an
-            optimizer that the rule refuses, and under a strategy where gradients cannot be read right.
+            optimizer that has no learning rate or that the rule refuses, and under a strategy where gradients cannot
+            be read right.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -103,7 +105,10 @@ class LearningRateControl(CalibratedCallback):
 
         Norms are those before any clipping. A learning rate that is a Python number needs its factor on the host, one
         wait for the device per step; a tensor learning rate is scaled in place without, and one that several groups
-        share takes the least of their factors. Decoupled weight decay (AdamW) scales with the rate.
+        share takes the least of their factors. Decoupled weight decay (AdamW) scales with the rate. An optimizer that
+        changes its own rate within the step keeps the change, in proportion to the rate that it was given: one that
+        multiplies it by 1.05 ends the step at 1.05 times the pure rate. A factor of 0 leaves no proportion: there the
+        pure rate comes back, unless another number than 0 was written, which stays.
     """
 
     controls_rates = True
@@ -120,7 +125,7 @@ class LearningRateControl(CalibratedCallback):
     def start(self, session: Session) -> str | None:
         """Refuse optimizers that read their rate too early, or that the rule does not suit; warn of a doubtful rate."""
         for ledger in session.ledgers.values():
-            names = [kind.__name__ for kind in type(ledger.optimizer).__mro__]
+            names = [kind.__name__ for one in with_inner(ledger.optimizer) for kind in type(one).__mro__]
             early = next((f"{name}: {_EARLY[name]}" for name in names if name in _EARLY), None)
             momentum = max(
                 (float(group.get("momentum") or 0.0) for group in ledger.optimizer.param_groups), default=0.0
@@ -136,7 +141,28 @@ class LearningRateControl(CalibratedCallback):
 
     def lay(self, ledger: Ledger) -> None:
         """Prepare the rule's state, and take up what was saved."""
+        self._check_rates(ledger)
         self.keep(ledger, RateBook(self.rule, ledger, ledger.rates_in_step))
+
+    def _check_rates(self, ledger: Ledger) -> None:
+        """Refuse an optimizer that has no rate to scale, or whose saved rates cannot be kept pure."""
+        optimizer, reason = ledger.optimizer, ""
+        rates = [group.get("lr") for group in optimizer.param_groups]
+        missing = next((i for i, rate in enumerate(rates) if not isinstance(rate, (Tensor, Real))), None)
+        if missing is not None:
+            reason = (
+                f"`lr` must be a number or a tensor in each param group, got {rates[missing]!r} in group {missing}: "
+                "the optimizer finds its step size by itself"
+            )
+        elif not ledger.rates_in_step.saving():
+            reason = (
+                "its `state_dict` runs none of torch's hooks, so a checkpoint within a step would hold scaled rates"
+            )
+        if reason:
+            raise MisconfigurationException(
+                f"{self.label} cannot control {type(optimizer).__name__}: {reason}. Use another optimizer, or leave "
+                f"{self.label} out."
+            )
 
     def _forget_loss(self) -> None:
         self._loss: Tensor | None = None

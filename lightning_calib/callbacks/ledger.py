@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_calib.callbacks.modes import pending_scale
-from lightning_calib.callbacks.rates import Rates
+from lightning_calib.callbacks.rates import Rates, rate_of
 from lightning_calib.callbacks.tally import Tally
 from lightning_calib.functional.norms import Reading, measure
 from lightning_calib.functional.plan import Plan, tensors_of
@@ -82,9 +82,9 @@ class Ledger:
 
     def note_rates(self) -> None:
         """Keep what schedulers and GradScaler change before the batch ends: the rates that this step uses."""
-        group = self.optimizer.param_groups[0] if self.optimizer.param_groups else {"lr": 0.0}
-        rate = group["lr"].detach().clone() if isinstance(group["lr"], Tensor) else float(group["lr"])
-        self.rates = {"calib/lr": rate, "calib/lr_effective": rate * group.get("d", 1.0)}
+        group = self.optimizer.param_groups[0] if self.optimizer.param_groups else {}
+        rate = rate_of(group)
+        self.rates = {} if rate is None else {"calib/lr": rate, "calib/lr_effective": rate * group.get("d", 1.0)}
         if self.scaler is not None:
             self.rates["calib/loss_scale"] = float(self.scaler.get_scale())
 

@@ -1,11 +1,13 @@
 """What kind of run this is: precision, strategy, who else clips; and which kinds cannot be right."""
 
 from collections.abc import Sequence
+from enum import Enum, auto
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
@@ -42,7 +44,25 @@ def unsupported_optimizer(optimizer: Optimizer) -> str | None:
     """Why this optimizer's gradients cannot be judged once per step, with the way out; None where they can."""
     if isinstance(optimizer, LBFGS):
         return several_closures(optimizer)
+    if not _runs_hooks(optimizer):
+        return (
+            f"{type(optimizer).__name__} is not supported: its constructor skips that of `torch.optim.Optimizer`, so "
+            "`step` runs none of torch's hooks, and what it does cannot be seen. Use the optimizer that it wraps, or "
+            "call `super().__init__(params, defaults)` in its constructor."
+        )
     return why_not(tensors_of(optimizer))
+
+
+def _runs_hooks(optimizer: Optimizer) -> bool:
+    """Whether its ``step`` calls what is registered with it."""
+    register = getattr(type(optimizer), "register_step_pre_hook", None)
+    if register is not Optimizer.register_step_pre_hook:
+        return register is not None  # a wrapper hands hooks on to the optimizer inside
+    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        return False
+    optimizer._patch_step_function()  # as torch does in `zero_grad` where a constructor has left it out
+    by_scheduler = hasattr(optimizer.step, "_wrapped_by_lr_sched")  # and keeps the step that it found
+    return bool(getattr(optimizer.step, "hooked", False)) or ("step" in vars(optimizer) and not by_scheduler)
 
 
 def unseen_step(stepped: Optimizer, known: Optimizer) -> str:
@@ -147,19 +167,28 @@ def foreign_between(callbacks: Sequence[Callback], ours: Sequence[C]) -> tuple[s
     return behind, foreign
 
 
-def overwrites_gradients(optimizer: Optimizer) -> bool:
-    """Whether the optimizer's step leaves something else in ``grad`` than what it used, by trying it on a copy.
+class LeftInGrad(Enum):
+    """What an optimizer's step leaves in ``grad``."""
 
-    An optimizer that cannot be tried on a small matrix counts as one that does.
-    """
+    USED = auto()
+    OTHER = auto()
+    NOTHING = auto()
+    UNKNOWN = auto()
+
+
+def left_in_grad(optimizer: Optimizer) -> LeftInGrad:
+    """Whether the step leaves in ``grad`` what it used, by trying it on a copy; unknown if a small matrix fails."""
     if type(optimizer).__module__.startswith("torch.optim") and not isinstance(optimizer, torch.optim.SGD):
-        return False  # all of torch's were tried: only SGD, with nesterov and foreach, does
+        return LeftInGrad.USED  # all of torch's were tried: only SGD, with nesterov and foreach, leaves another
     devices = {tensor.device for group in optimizer.param_groups for tensor in group["params"]}
-    with torch.random.fork_rng([device for device in devices if device.type == "cuda"]), torch.enable_grad():
-        return any(_overwrites(optimizer, group) for group in optimizer.param_groups if group["params"])
+    cuda = [device for device in devices if device.type == "cuda"]
+    # `isolate_rng` for the generators of Python and NumPy, which some optimizers draw from.
+    with isolate_rng(include_cuda=False), torch.random.fork_rng(cuda), torch.enable_grad():
+        found = [_try(optimizer, group) for group in optimizer.param_groups if group["params"]]
+    return max(found, key=lambda one: one.value, default=LeftInGrad.USED)
 
 
-def _overwrites(optimizer: Optimizer, group: dict[str, Any]) -> bool:
+def _try(optimizer: Optimizer, group: dict[str, Any]) -> LeftInGrad:
     like = group["params"][0]
     weight = torch.nn.Parameter(torch.ones(4, 4, dtype=like.dtype, device=like.device))
     weight.grad = given = torch.full_like(weight, 0.5)
@@ -168,8 +197,11 @@ def _overwrites(optimizer: Optimizer, group: dict[str, Any]) -> bool:
         make: Any = type(optimizer)
         make([{"params": [weight], **options}], **({"lr": options["lr"]} if "lr" in options else {})).step()
     except Exception:
-        return True
-    return weight.grad is not given or not torch.equal(given, torch.full_like(given, 0.5))
+        return LeftInGrad.UNKNOWN
+    if weight.grad is None:
+        return LeftInGrad.NOTHING
+    kept = weight.grad is given and torch.equal(given, torch.full_like(given, 0.5))
+    return LeftInGrad.USED if kept else LeftInGrad.OTHER
 
 
 def _own(value: Any) -> Any:

@@ -43,7 +43,7 @@ class GradientMonitor(CalibratedCallback):
         ``calib/grad_norm_after``  norm that the optimizer used; absent for a skipped step, or where it cannot be known
         ``calib/clip_fraction``    share of the steps since the last row on which anybody reduced the gradient
         ``calib/clip_threshold``   the callback's target, or the Trainer's ``gradient_clip_val``
-        ``calib/lr``               learning rate of the first parameter group in this step
+        ``calib/lr``               learning rate of the first parameter group in this step, if it has one
         ``calib/lr_effective``     the same times the group's ``d`` where it has one (Prodigy, D-Adaptation)
         ``calib/nonfinite_total``  steps so far whose norm was inf or nan (a GradScaler's overflows excepted)
         ``calib/skipped_total``    steps so far that the optimizer did not take, a GradScaler's overflows among them

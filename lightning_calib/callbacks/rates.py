@@ -8,6 +8,51 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 
+def rate_of(group: dict[str, Any]) -> float | Tensor | None:
+    """A copy of the learning rate of a param group; None where the optimizer finds its step by itself."""
+    rate = group.get("lr")
+    return rate.detach().clone() if isinstance(rate, Tensor) else None if rate is None else float(rate)
+
+
+def with_inner(optimizer: Optimizer) -> list[Optimizer]:
+    """An optimizer, and those that it wraps."""
+    found = [optimizer]
+    for one in found:  # grows on the way
+        inner = [value for value in vars(one).values() if isinstance(value, Optimizer)]
+        found += [value for value in inner if all(value is not known for known in found)]
+    return found
+
+
+class Scaled:
+    """The learning rate of one param group while a scaled one is in its place.
+
+    Attributes:
+        group: The param group itself.
+        rate: What stood there: a number, or the tensor that is scaled in place.
+        pure: Its value before.
+        given: Its value as the optimizer gets it.
+    """
+
+    def __init__(self, group: dict[str, Any]) -> None:
+        self.group, self.rate = group, group["lr"]
+        self.pure, self.given = _copy(self.rate), _copy(self.rate)
+
+    def kept(self, now: Any) -> Any:
+        """The pure value again; where the optimizer has made another of the given one, in the same proportion."""
+        parts = (now, self.given, self.pure)
+        like = next((part for part in parts if isinstance(part, Tensor)), None)
+        if like is None:
+            return _kept(*parts)
+        tensors = (part if isinstance(part, Tensor) else torch.full_like(like, part) for part in parts)
+        found = _kept_tensor(*tensors)
+        return found.to(now) if isinstance(now, Tensor) else float(found)
+
+    @property
+    def settled(self) -> Any:
+        """What its group will hold when the step is over."""
+        return self.kept(self.group["lr"])
+
+
 class Rates:
     """The learning rates of one optimizer; schedulers, loggers and checkpoints only ever see the pure ones.
 
@@ -21,7 +66,7 @@ class Rates:
         self.optimizer = optimizer
         self.frames: list[int] = []  # how deep in the stack each step that is under way was called
         self.pending: list[float | Tensor] | None = None
-        self.pure: list[Any] = []  # by group, while scaled rates are in place
+        self.scaled: dict[int, Scaled] = {}  # by the group's identity, while scaled rates are in place
         self.handles: list[Any] = []
 
     def attach(self) -> None:
@@ -30,8 +75,12 @@ class Rates:
         self.handles = [
             optimizer.register_step_pre_hook(lambda *_: self._enter()),
             optimizer.register_step_post_hook(lambda *_: self._leave()),
-            optimizer.register_state_dict_post_hook(lambda _, saved: self._purify(saved)),
+            *(one.register_state_dict_post_hook(self._purify) for one in self.saving()),
         ]
+
+    def saving(self) -> list[Optimizer]:
+        """Where what is saved can be seen: a wrapper that skips ``Optimizer.__init__`` saves the optimizer inside."""
+        return [one for one in with_inner(self.optimizer) if hasattr(one, "_optimizer_state_dict_post_hooks")]
 
     def detach(self) -> None:
         """Put the rates back and remove the hooks."""
@@ -87,30 +136,30 @@ class Rates:
 
     @torch.no_grad()
     def _apply(self, factors: list[float | Tensor]) -> None:
-        groups = self.optimizer.param_groups
-        if not self.pure:
-            self.pure = [_copy(group["lr"]) for group in groups]
-        scaled: set[int] = set()
+        groups, shared = self.optimizer.param_groups, set[int]()
+        self.scaled = {id(group): Scaled(group) for group in groups if id(group) not in self.scaled} | self.scaled
         for group, factor in zip(groups, factors, strict=True):
-            rate = group["lr"]
-            if not isinstance(rate, Tensor):
-                group["lr"] = rate * float(factor)
-            elif id(rate) not in scaled:
-                scaled.add(id(rate))
-                rate.mul_(factor)
+            one, rate = self.scaled[id(group)], group["lr"]
+            one.given = _multiplied(one.given, factor)
+            if not isinstance(rate, Tensor) or id(rate) not in shared:
+                group["lr"] = _multiplied(rate, factor)
+                shared.add(id(rate))
 
     @torch.no_grad()
     def _restore(self) -> None:
-        for group, rate in zip(self.optimizer.param_groups, self.pure, strict=False):
-            if isinstance(group["lr"], Tensor):
-                group["lr"].copy_(rate)  # in place: the tensor's identity matters to compiled and captured steps
-            else:
-                group["lr"] = rate
-        self.pure = []
+        found = [(one, one.settled, one.kept(one.rate)) for one in self.scaled.values()]
+        for one, settled, rate in found:
+            if not (isinstance(one.rate, Tensor) and one.group["lr"] is one.rate):
+                one.group["lr"] = settled
+            if isinstance(one.rate, Tensor):
+                one.rate.copy_(rate)  # in place: the tensor's identity matters to compiled and captured steps
+        self.scaled = {}
 
-    def _purify(self, saved: dict[str, Any]) -> None:
-        for group, rate in zip(saved["param_groups"], self.pure, strict=False):
-            group["lr"] = _copy(rate)
+    @torch.no_grad()
+    def _purify(self, optimizer: Optimizer, saved: dict[str, Any]) -> None:
+        for group, packed in zip(optimizer.param_groups, saved["param_groups"], strict=False):
+            if id(group) in self.scaled:
+                packed["lr"] = self.scaled[id(group)].settled
 
 
 def _depth() -> int:
@@ -122,6 +171,24 @@ def _depth() -> int:
 
 def _copy(rate: Any) -> Any:
     return rate.detach().clone() if isinstance(rate, Tensor) else rate
+
+
+def _multiplied(rate: Any, factor: float | Tensor) -> Any:
+    return rate.mul_(factor) if isinstance(rate, Tensor) else rate * float(factor)
+
+
+def _kept(now: Any, given: Any, pure: Any) -> Any:
+    """A factor of zero leaves no proportion to keep: what was written then stays as it is."""
+    if now == given or (now != now and given != given):
+        return pure
+    return now if given in (0, pure) else now / given * pure
+
+
+def _kept_tensor(now: Tensor, given: Tensor, pure: Tensor) -> Tensor:
+    """The same without a wait for the device."""
+    alike = (now == given) | (now.isnan() & given.isnan())
+    changed = torch.where((given == 0) | (given == pure), now, now / given * pure)
+    return torch.where(alike, pure, changed)
 
 
 def _least(one: float | Tensor, other: float | Tensor) -> float | Tensor:

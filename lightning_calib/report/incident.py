@@ -30,7 +30,7 @@ class Incident(NamedTuple):
         tensors: Of how many.
         deepest: The last of them in module order, with its counts.
         loss: The loss of the last micro-batch, unscaled and undivided; None if it was not seen.
-        rate: The learning rate of the first group.
+        rate: The learning rate of the first group; None if it has none.
         scale: The GradScaler's scale, if there is one.
         broken: What else is not finite already: weights, BatchNorm statistics, other buffers.
         origin: The micro-batches or ranks whose loss was not finite, as a sentence's part; empty if there is no choice.
@@ -41,7 +41,7 @@ class Incident(NamedTuple):
     tensors: int
     deepest: str
     loss: float | None
-    rate: float
+    rate: float | None
     scale: float | None
     broken: str
     origin: str
@@ -50,11 +50,12 @@ class Incident(NamedTuple):
 def describe(incident: Incident, outcome: str) -> str:
     """One line: what, where, how bad, what else is broken, and what is done about it."""
     loss = "not seen" if incident.loss is None else f"{incident.loss:.6g}"
+    rate = "" if incident.rate is None else f", learning rate {incident.rate:g}"
     scale = "" if incident.scale is None else f", loss scale {incident.scale:g}"
     parts = [
         f"{incident.where}: the gradient is not finite in {incident.bad} of {incident.tensors} tensors, "
         f"deepest listed {incident.deepest}",
-        f"loss {loss}, learning rate {incident.rate:g}{scale}",
+        f"loss {loss}{rate}{scale}",
         incident.origin,
         incident.broken or "weights and buffers are finite",
         outcome,

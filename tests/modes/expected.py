@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from boring import scaled
@@ -15,7 +17,7 @@ from lightning.pytorch.callbacks import (
     WeightAveraging,
 )
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from modes import hosts, models, parameters, ways
+from modes import hosts, models, optimizers, parameters, ways
 from modes.laws import CASES
 from modes.matrix import Mode
 from modes.models import ADAMW
@@ -129,6 +131,36 @@ def _parameters() -> list[Mode]:
     ]
 
 
+UNRATED = (
+    "LearningRateControl cannot control Unrated: `lr` must be a number or a tensor in each param group, got None in "
+    "group 0: the optimizer finds its step size by itself. Use another optimizer, or leave LearningRateControl out."
+)
+UNSEEN = (
+    "Around is not supported: its constructor skips that of `torch.optim.Optimizer`, so `step` runs none of torch's "
+    "hooks, and what it does cannot be seen. Use the optimizer that it wraps, or call `super().__init__(params, "
+    "defaults)` in its constructor."
+)
+
+
+def _optimizers() -> list[Mode]:
+    def around(kind: type) -> Callable[..., Any]:
+        return partial(models.Net, lambda params: kind(models.SGD(params)))
+
+    frees, grows = partial(optimizers.Frees, lr=0.05), partial(optimizers.Grows, lr=0.03)
+
+    return [
+        Mode("an optimizer without a learning rate", partial(models.Net, optimizers.Unrated),
+             refuses={"LearningRateControl": UNRATED}),
+        Mode("an optimizer with `lr=None`", partial(models.Net, partial(optimizers.Unrated, lr=None)),
+             refuses={"LearningRateControl": UNRATED}),
+        Mode("an optimizer that frees its gradients in its step", partial(models.Net, frees)),
+        Mode("an optimizer that changes its own learning rate", partial(models.Net, grows)),
+        Mode("a wrapper that skips `Optimizer.__init__`, such as `Lookahead`", around(optimizers.AroundWithHooks)),
+        Mode("such a wrapper without torch's hooks around its step", around(optimizers.Around),
+             refuses=dict.fromkeys(ACTING, UNSEEN), silent=dict.fromkeys(WATCHING, UNSEEN)),
+    ]  # fmt: skip
+
+
 RESUMED = (".*your dataloader is not resumable.*",)
 
 
@@ -207,7 +239,7 @@ GROUPS = {
     "Precision and optimizer": _precisions(),
     "Accumulation": _windows(),
     "Ways of stepping": _stepping(),
-    "Parameters and optimizers": _parameters(),
+    "Parameters and optimizers": _parameters() + _optimizers(),
     "Life cycle": _life(),
     "Hosts and strategies": _elsewhere(),
     "Two processes (gloo, CPU): what one would have done": [

@@ -36,11 +36,12 @@ class First(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         for optimizer in trainer.optimizers:  # before ours registers its own, which puts the rates back
-            optimizer.register_step_post_hook(self._stepped)
+            if hasattr(optimizer, "_optimizer_step_post_hooks"):
+                optimizer.register_step_post_hook(self._stepped)
 
     def _stepped(self, optimizer: Any, *_: Any) -> None:
         if self.steps:
-            self.steps[-1].used = [float(group["lr"]) for group in optimizer.param_groups]
+            self.steps[-1].used = getattr(optimizer, "used", rates(optimizer))
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.batch_idx = batch_idx
@@ -59,7 +60,7 @@ class First(Callback):
             gradients(trainer, optimizer, self.window(trainer, pl_module)),
             [to_numpy(p) for p in tensors],
             groups,
-            [float(group["lr"]) for group in optimizer.param_groups],
+            rates(optimizer),
         )
         self.left_over = self.backwards
         self.steps.append(step)
@@ -89,6 +90,10 @@ class Last(Callback):
 def parameters(optimizer: Any) -> list[torch.Tensor]:
     """Each once, in the optimizer's order."""
     return list({id(p): p for group in optimizer.param_groups for p in group["params"]}.values())
+
+
+def rates(optimizer: Any) -> list[float]:
+    return [float("nan") if group.get("lr") is None else float(group["lr"]) for group in optimizer.param_groups]
 
 
 def at(tensors: list[torch.Tensor], wanted: torch.Tensor) -> int:
