@@ -58,7 +58,7 @@ class Loose:
             self.callback.observe(ledger)
 
     def _add(self, optimizer: Optimizer) -> Ledger:
-        reason = unsupported_optimizer(optimizer)
+        reason = unsupported_optimizer(optimizer, hooks=False)
         if reason is not None:
             self.callback.refuse(reason)
         units = self.callback.needs_units

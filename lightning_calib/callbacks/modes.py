@@ -40,11 +40,16 @@ def unsupported_strategy(trainer: "pl.Trainer") -> str | None:
     return None
 
 
-def unsupported_optimizer(optimizer: Optimizer) -> str | None:
-    """Why this optimizer's gradients cannot be judged once per step, with the way out; None where they can."""
+def unsupported_optimizer(optimizer: Optimizer, *, hooks: bool = True) -> str | None:
+    """Why this optimizer's gradients cannot be judged once per step, with the way out; None where they can.
+
+    Args:
+        optimizer: Any.
+        hooks: Whether its step has to be seen.
+    """
     if isinstance(optimizer, LBFGS):
         return several_closures(optimizer)
-    if not _runs_hooks(optimizer):
+    if hooks and not _runs_hooks(optimizer):
         return (
             f"{type(optimizer).__name__} is not supported: its constructor skips that of `torch.optim.Optimizer`, so "
             "`step` runs none of torch's hooks, and what it does cannot be seen. Use the optimizer that it wraps, or "
