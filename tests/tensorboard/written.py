@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,7 +37,12 @@ CLIP = 1.0
 
 @contextmanager
 def writer(folder: Path) -> Iterator[RecordWriter]:
-    """A writer as a logger would open it; closed on the way out."""
+    """A writer as a logger would open it; closed on the way out.
+
+    TensorBoard reads a run's files in the order of their names, which begin with a second: a second file waits for it.
+    """
+    while any(path.name.split(".")[3] >= f"{int(time.time()):010d}" for path in folder.glob("events.out.tfevents.*")):
+        time.sleep(0.05)
     experiment = SummaryWriter(str(folder))
     try:
         yield RecordWriter(experiment)
