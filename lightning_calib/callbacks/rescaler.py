@@ -30,7 +30,10 @@ def as_policy(name: str, rule: object) -> Policy | None:
     if rule is None or isinstance(rule, Policy):
         return rule
     if isinstance(rule, (int, float)) and not isinstance(rule, bool):
-        return MaxNorm(rule)
+        try:
+            return MaxNorm(rule)
+        except ValueError as reason:
+            raise ValueError(f"`{name}` is taken for MaxNorm: {reason}") from reason
     raise TypeError(message(name, "a number, a policy or None", rule, "Use for instance 1.0 or Percentile(95)."))
 
 
@@ -59,7 +62,7 @@ class Rescaler(CalibratedCallback):
         self.policy = as_policy("target" if not clip else "policy", policy)
         self.rules = {glob: as_policy(f"rules[{glob!r}]", rule) for glob, rule in _check_rules(rules).items()}
         self.scope, self.norm_type, self.dry_run, self.name = scope, float(norm_type), dry_run, name
-        self.exclude = exclude if exclude == "auto" else _check_exclude(exclude)
+        self.exclude = exclude if isinstance(exclude, str) and exclude == "auto" else _check_exclude(exclude)
         self.needs_units, self.norm_types = scope == "unit", (self.norm_type,)
         self.acts = not dry_run
         fixed = scope == "global" and isinstance(self.policy, MaxNorm) and not self.rules

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_calib.functional.checks import check_number, message
+from lightning_calib.functional.checks import check_number, message, told
 from lightning_calib.functional.judge import Policy, Report, State, fresh_state, judge, observe, take_up
 from lightning_calib.functional.norms import measure
 from lightning_calib.functional.plan import Plan, Source, tensors_of
 from lightning_calib.functional.rescale import rescale_
-from lightning_calib.functional.segments import Scope, Segments
+from lightning_calib.functional.segments import Scope, Segments, check_scope
 
 # Laying a plan takes longer than reading small gradients, so it is kept as long as its module or optimizer lives.
 _laid: WeakKeyDictionary[nn.Module | Optimizer, dict[Scope, Segments]] = WeakKeyDictionary()
@@ -69,10 +69,13 @@ def clip_grad_(
     """
     if not isinstance(policy, Policy):
         remedy = (
-            f"Write `MaxNorm({policy})`." if isinstance(policy, (int, float)) else "Pass for instance MaxNorm(1.0)."
+            f"Write `MaxNorm({told(policy)})`."
+            if isinstance(policy, (int, float))
+            else "Pass for instance MaxNorm(1.0)."
         )
         raise TypeError(message("policy", "a policy of this package", policy, remedy))
     check_norm_type(norm_type)
+    check_scope(scope)
     segments = _segments(parameters, scope)
     plan = segments.plan
     reading = measure(plan, gradients := plan.gradients(), norm_type, units=scope == "unit")

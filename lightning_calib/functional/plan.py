@@ -97,7 +97,10 @@ class Plan:
             return _build(((0, tensor) for tensor in source.parameters()), source, {"layer"})
         if not isinstance(source, Iterable):
             raise TypeError(message("parameters", "a module, an optimizer or tensors", source, _REMEDY))
-        tensors = [source] if isinstance(source, Tensor) else list(source)
+        try:
+            tensors = [source] if isinstance(source, Tensor) else list(source)
+        except TypeError as reason:  # it says that it is iterable and is not, as an array without dimensions
+            raise TypeError(message("parameters", "a module, an optimizer or tensors", source, _REMEDY)) from reason
         return _build(((0, tensor) for tensor in tensors), None, set())
 
     @staticmethod

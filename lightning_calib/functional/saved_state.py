@@ -2,11 +2,12 @@
 
 from collections.abc import Collection, Mapping
 from math import isfinite, isnan
-from reprlib import repr as shorten
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+from lightning_calib.functional.checks import told
 
 S = TypeVar("S", bound=tuple[Any, ...])
 _RULES = {bool: "True or False", float: "a finite number", str: "a text", dict: "a dictionary", list: "a list"}
@@ -67,7 +68,7 @@ def check_keys(saved: Any, names: Collection[str], key: str) -> None:
         entry(saved, name, key)
     more = [name for name in saved if name not in names]
     if more:
-        raise DamagedStateError(f"`{key}` has the unknown key {shorten(more[0])}")
+        raise DamagedStateError(f"`{key}` has the unknown key {told(more[0])}")
 
 
 def entry(saved: Any, name: str, key: str) -> Any:
@@ -114,13 +115,6 @@ def tensor_fits(saved: Any, like: Tensor, *, grows: bool = False) -> bool:
     return same and _kind(saved.dtype) == _kind(like.dtype)
 
 
-def told(value: object) -> str:
-    """A value in a few words, on one line."""
-    if isinstance(value, Tensor):
-        return f"a tensor of {str(value.dtype).removeprefix('torch.')}, shape {tuple(value.shape)}"
-    return " ".join(shorten(value).split())
-
-
 def _placed(value: Any, like: Any) -> Any:
     return value.detach().to(like.device, like.dtype, copy=True) if isinstance(like, Tensor) else value
 
@@ -132,7 +126,11 @@ def _kind(dtype: torch.dtype) -> str:
 
 
 def _refused(saved: Any, rule: str, key: str) -> DamagedStateError:
-    return DamagedStateError(f"`{key}` must be {rule}, got {told(saved)}")
+    if isinstance(saved, Tensor):
+        found = f"a tensor of {str(saved.dtype).removeprefix('torch.')}, shape {tuple(saved.shape)}"
+    else:
+        found = " ".join(told(saved).split())
+    return DamagedStateError(f"`{key}` must be {rule}, got {found}")
 
 
 def _check_tensor(saved: Any, like: Tensor, key: str) -> None:

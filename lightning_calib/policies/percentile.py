@@ -14,8 +14,10 @@ from lightning_calib.functional.estimators import (
     push_ring,
     quantile,
 )
-from lightning_calib.functional.judge import Observation
+from lightning_calib.functional.judge import STATE_LIMIT, Observation
 from lightning_calib.policies.warmup import Warmup
+
+_WIDEST = STATE_LIMIT // 4  # float32 numbers
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Percentile(Warmup):
     Args:
         percentile: p, 0 or in [1, 100], and no fraction of 1. 95 touches outliers only; the AutoClip paper recommends
             10.
-        window: The number of norms to remember, at least 1; None keeps the whole history, for one segment only.
+        window: The number of norms to remember, in [1, 2^24]; None keeps the whole history, for one segment only.
         warmup_steps: The number of observed norms before the first judgement, at least 0.
         warmup_max_norm: The largest norm of a segment during its warm-up, in (0, inf]; None clips nothing in it. What
             enters the window is the whole norm, with or without it.
@@ -67,7 +69,7 @@ class Percentile(Warmup):
         if 0 < self.percentile < 1:
             raise ValueError(message("percentile", "0 or in [1, 100]", self.percentile, _in_percent(self.percentile)))
         if self.window is not None:
-            check_count("window", self.window, "Use 1000, or None for the whole history.", 1)
+            check_count("window", self.window, "Use 1000, or None for the whole history.", 1, _WIDEST)
         self._check_warmup("Use 100, or 0 to judge from the first step on.", 0)
 
     @property

@@ -99,7 +99,7 @@ class ZScore(Warmup):
         deviation = state.var.sqrt().clamp(min=_FLOOR if self.robust else 0)
         z = (x - state.mean) / (deviation + (0 if self.robust else _PAPER_EPS))
         spike = z > self.z_max
-        trigger, reduced = self.z_max * deviation, self.z_max**2 * deviation / z
+        trigger, reduced = self.z_max * deviation, float(self.z_max) ** 2 * deviation / z
         wanted = state.mean + torch.where(spike, reduced, trigger)
         limit = _WINSOR * deviation if self.robust else torch.where(spike, reduced, torch.inf)
         pushed = state.mean + (x - state.mean).clamp(-limit, limit)

@@ -2,7 +2,6 @@
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable
-from reprlib import repr as shorten
 
 import torch
 from torch import Tensor
@@ -65,16 +64,25 @@ def refine_schedule(norms: Tensor | Iterable[float], optimizer: str = "sgd", *, 
 def _read(norms: Tensor | Iterable[float]) -> Tensor:
     remedy = "Pass the logged norms as one sequence of numbers."
     try:
-        given = norms if isinstance(norms, Tensor) else torch.tensor([float(x) for x in norms], dtype=torch.float64)
-    except (TypeError, ValueError) as reason:
-        raise TypeError(message("norms", "numbers", shorten(norms), remedy)) from reason
-    values = given.detach().to("cpu", torch.float64)
+        values = _numbers(norms)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as reason:
+        raise TypeError(message("norms", "numbers", norms, remedy)) from reason
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(message("norms", "of shape (T,) with T >= 2", tuple(values.shape), remedy))
     if (values < 0).any():
         remedy = "Pass the norms themselves, not their logarithms."
         raise ValueError(message("norms", "non-negative", values.nan_to_num(nan=0).min().item(), remedy))
     return values
+
+
+def _numbers(norms: Tensor | Iterable[float]) -> Tensor:
+    """In float64 on the CPU; raises whatever comes up where they are none."""
+    if isinstance(norms, (str, bytes)) or (isinstance(norms, Tensor) and norms.is_complex()):
+        raise TypeError("characters, and complex numbers, are no norms")
+    if not isinstance(norms, Tensor):
+        return torch.tensor([float(x) for x in norms], dtype=torch.float64)
+    found = norms.detach().to("cpu", torch.float64)
+    return found.to_dense() if found.layout != torch.strided else found
 
 
 def _complete(norms: Tensor) -> Tensor:

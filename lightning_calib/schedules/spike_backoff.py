@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from lightning_calib.functional.checks import check_number, message
+from lightning_calib.functional.checks import check_number, message, told
 from lightning_calib.functional.judge import Observation, Policy, State
 from lightning_calib.policies.zscore import ZScore
 from lightning_calib.schedules.rule import Measurement, Rule
@@ -70,7 +70,7 @@ class SpikeBackoff(Rule):
     def __post_init__(self) -> None:
         if not isinstance(self.policy, Policy):
             is_number = isinstance(self.policy, (int, float)) and not isinstance(self.policy, bool)
-            remedy = f"Use MaxNorm({self.policy})." if is_number else "Use ZScore()."
+            remedy = f"Use MaxNorm({told(self.policy)})." if is_number else "Use ZScore()."
             raise TypeError(message("policy", "a policy", self.policy, remedy))
         if self.policy.needs_weights:
             rule = "a policy that needs no weights"
