@@ -22,11 +22,12 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_calib import GradientMonitor
-from lightning_calib.functional.magnitudes import magnitudes
+from lightning_calib.functional.exponent_counts import magnitudes
 from lightning_calib.functional.plan import Plan
 from lightning_calib.tensorboard.contract import GLOBAL_NAMES, HIGH_EXPONENT, LOW_EXPONENT
-from lightning_calib.tensorboard.stream import Logged, Rows, Stream
-from lightning_calib.tensorboard.writer import Record, RecordWriter
+from lightning_calib.dashboard.records import Logged, Rows
+from lightning_calib.dashboard.record_stream import Stream
+from lightning_calib.dashboard.event_file import Record, RecordWriter
 
 LAYERS = 1000
 Variants = dict[str, Callable[[int], object]]

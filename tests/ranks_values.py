@@ -14,8 +14,6 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.debug import CommDebugMode
 
 from lightning_calib import MaxNorm, Percentile, WeightRelative, ZScore
-from lightning_calib.callbacks.travel import Travel
-from lightning_calib.callbacks.weights import WeightSample
 from lightning_calib.functional.clip import clip_grad_
 from lightning_calib.functional.elementwise import centralize_all_, clamp_
 from lightning_calib.functional.finiteness import look_closer, not_finite
@@ -24,6 +22,8 @@ from lightning_calib.functional.plan import Plan
 from lightning_calib.functional.rescale import rescale_
 from lightning_calib.functional.segments import Segments
 from lightning_calib.policies.ema_relative import EMARelative
+from lightning_calib.steps.start_distance import Travel
+from lightning_calib.steps.weight_update import WeightSample
 
 
 @case

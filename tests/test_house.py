@@ -19,8 +19,23 @@ MAY_IMPORT = {
     "policies": {"torch", "functional"},
     "schedules": {"torch", "functional", "policies"},
     "report": {"functional"},
-    "tensorboard": {"torch", "numpy", "tensorboard", "werkzeug", "functional", "report"},
-    "callbacks": {"torch", "lightning", "functional", "policies", "schedules", "report", "tensorboard"},
+    "steps": {"torch", "functional", "policies", "schedules"},
+    "fit": {"torch", "lightning", "functional", "schedules", "steps"},
+    "incidents": {"torch", "functional", "steps", "fit"},
+    "dashboard": {"torch", "tensorboard", "functional", "report", "steps", "fit"},
+    "tensorboard": {"numpy", "tensorboard", "werkzeug", "report"},
+    "callbacks": {
+        "torch",
+        "lightning",
+        "functional",
+        "policies",
+        "schedules",
+        "report",
+        "steps",
+        "fit",
+        "incidents",
+        "dashboard",
+    },
 }
 STANDARD = set(sys.stdlib_module_names)
 PUBLIC = [name for name in lightning_calib.__all__ if name != "functional"]

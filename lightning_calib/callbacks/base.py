@@ -8,16 +8,16 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from torch.optim import Optimizer
 
-from lightning_calib.callbacks.counting import Count, windowless
-from lightning_calib.callbacks.ledger import Ledger
-from lightning_calib.callbacks.loose import WRAPPED, Loose, loosely
-from lightning_calib.callbacks.modes import unsupported_optimizer, unsupported_strategy
 from lightning_calib.callbacks.observing import never_ends_a_run
-from lightning_calib.callbacks.row import Row
-from lightning_calib.callbacks.session import Session
-from lightning_calib.callbacks.start import start_line, warn_of_two_clippers
-from lightning_calib.callbacks.stored import Losses, loaded, of_optimizer, to_host
-from lightning_calib.callbacks.voice import say, warn
+from lightning_calib.fit.fabric_session import WRAPPED, Loose, loosely
+from lightning_calib.fit.messages import say, warn
+from lightning_calib.fit.scalar_row import Row
+from lightning_calib.fit.session import Session
+from lightning_calib.fit.start_line import start_line, warn_of_two_clippers
+from lightning_calib.fit.unsupported import unsupported_optimizer, unsupported_strategy
+from lightning_calib.steps.counts import Count, windowless
+from lightning_calib.steps.gradient_view import Ledger
+from lightning_calib.steps.saved_state import Losses, loaded, of_optimizer, to_host
 
 VERSION = 1
 

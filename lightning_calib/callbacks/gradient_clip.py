@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from lightning_calib.callbacks.rescaler import Rescaler
+from lightning_calib.callbacks.segment_rescaler import Rescaler
 from lightning_calib.functional.judge import Policy
 from lightning_calib.functional.segments import Scope
 from lightning_calib.policies import Percentile

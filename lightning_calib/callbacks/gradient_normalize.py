@@ -2,7 +2,7 @@
 
 from math import inf
 
-from lightning_calib.callbacks.rescaler import Rescaler
+from lightning_calib.callbacks.segment_rescaler import Rescaler
 from lightning_calib.functional.checks import check_number
 from lightning_calib.functional.judge import Policy
 from lightning_calib.functional.segments import Scope

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar
 
-from lightning_calib.callbacks.ledger import Ledger
+from lightning_calib.steps.gradient_view import Ledger
 
 Ours = TypeVar("Ours")
 

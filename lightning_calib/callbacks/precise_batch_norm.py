@@ -13,8 +13,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import cuda
 
-from lightning_calib.callbacks.aside import as_if_training, batches
-from lightning_calib.callbacks.voice import say, warn
+from lightning_calib.fit.messages import say, warn
+from lightning_calib.fit.side_pass import as_if_training, batches
 from lightning_calib.functional.batch_norm import Population, tracking
 from lightning_calib.functional.checks import check_count, message
 

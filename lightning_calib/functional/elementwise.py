@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from lightning_calib.functional.dtensor import held
+from lightning_calib.functional.mesh_sums import Shards
 from lightning_calib.functional.plan import Plan
-from lightning_calib.functional.sharding import held
-from lightning_calib.functional.shards import Shards
 
 
 @torch.no_grad()

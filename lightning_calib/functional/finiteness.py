@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_calib.functional.dtensor import held
+from lightning_calib.functional.mesh_sums import Shards
 from lightning_calib.functional.plan import Plan
-from lightning_calib.functional.sharding import held
-from lightning_calib.functional.shards import Shards
 
 
 class Bad(NamedTuple):

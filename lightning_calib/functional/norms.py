@@ -8,10 +8,10 @@ from math import inf
 import torch
 from torch import Tensor
 
+from lightning_calib.functional.dtensor import held, is_sharded
+from lightning_calib.functional.mesh_sums import Shards
 from lightning_calib.functional.plan import Plan, moved
 from lightning_calib.functional.rescale import rescale_
-from lightning_calib.functional.sharding import held, is_sharded
-from lightning_calib.functional.shards import Shards
 
 
 @dataclass(frozen=True, eq=False)

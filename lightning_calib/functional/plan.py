@@ -13,8 +13,8 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from torch.optim import Optimizer
 
 from lightning_calib.functional.checks import message
-from lightning_calib.functional.sharding import is_sharded
-from lightning_calib.functional.shards import Shards
+from lightning_calib.functional.dtensor import is_sharded
+from lightning_calib.functional.mesh_sums import Shards
 
 Source = nn.Module | Optimizer | Iterable[Tensor]
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_calib.functional.dtensor import held, is_sharded
 from lightning_calib.functional.plan import Plan, moved
-from lightning_calib.functional.sharding import held, is_sharded
 
 _HALF = (torch.float16, torch.bfloat16)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lightning_calib.tensorboard.refused import Refused, shown
 
-FOLDER = Path(__file__).parent / "static"
+FOLDER = Path(__file__).parents[1] / "panels"
 # TensorBoard forbids the browser to guess, and a Windows registry may call JavaScript plain text.
 TYPES = {
     ".js": "text/javascript",

@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, OneCycleLR
 
 from lightning_calib import DistanceOverGradients, InverseNorm, LearningRateControl, Polyak, SpikeBackoff
-from lightning_calib.callbacks.base_rate import base_rate, doubt_of_rate
+from lightning_calib.fit.base_rate import base_rate, doubt_of_rate
 from lightning_calib.schedules.rule import Setting
 
 WHOLE = [Polyak, DistanceOverGradients]

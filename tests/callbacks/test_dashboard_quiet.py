@@ -15,9 +15,9 @@ from torch.optim import SGD, AdamW
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_calib import GradientClip, GradientMonitor, ZClip
-from lightning_calib.callbacks.sketch import Sketch
-from lightning_calib.callbacks.weights import WeightSample
 from lightning_calib.functional.plan import Plan
+from lightning_calib.steps.norm_history import Sketch
+from lightning_calib.steps.weight_update import WeightSample
 
 
 def full():

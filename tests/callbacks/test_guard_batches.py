@@ -12,7 +12,7 @@ import torch
 from boring import same_bits
 from torch import nn
 
-from lightning_calib.callbacks.keeper import plain
+from lightning_calib.incidents.batch_files import plain
 
 
 def load(path):

@@ -19,8 +19,8 @@ from lightning_calib import (
     NonFiniteGuard,
     ZClip,
 )
-from lightning_calib.callbacks.ledger import Ledger
 from lightning_calib.functional.norms import Reading
+from lightning_calib.steps.gradient_view import Ledger
 
 HUGE = [1e20, -2e20, 2e20]  # their norm is 3e20
 

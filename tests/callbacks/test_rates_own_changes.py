@@ -14,7 +14,7 @@ from steady import Always, Scheduled, Tells, pure, run
 from torch import Tensor
 
 from lightning_calib import GradientMonitor, LearningRateControl, NonFiniteGuard, SpikeBackoff
-from lightning_calib.callbacks.rates import Rates
+from lightning_calib.steps.scaled_rates import Rates
 
 GROWTH = 1.05
 PARAMETER = partial(torch.nn.Parameter, torch.ones(2))

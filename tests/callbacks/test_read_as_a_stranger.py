@@ -22,9 +22,9 @@ from lightning_calib import (
     NonFiniteGuard,
     ZClip,
 )
-from lightning_calib.callbacks.voice import say
-from lightning_calib.callbacks.weights import WeightSample
+from lightning_calib.fit.messages import say
 from lightning_calib.functional.judge import Observation
+from lightning_calib.steps.weight_update import WeightSample
 
 
 def test_the_guard_looks_again_for_whoever_stands_behind_a_foreign_callback():

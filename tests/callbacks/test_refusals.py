@@ -24,7 +24,7 @@ from lightning_calib import (
     NonFiniteGuard,
     ZClip,
 )
-from lightning_calib.functional.sharding import whole
+from lightning_calib.functional.dtensor import whole
 
 LBFGS = partial(torch.optim.LBFGS, lr=0.1, max_iter=3)
 ACTING = {

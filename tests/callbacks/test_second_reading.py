@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_calib import GradientMonitor, InverseNorm, LearningRateControl, NonFiniteGuard, ZClip
-from lightning_calib.functional.magnitudes import _bincount, magnitudes
+from lightning_calib.functional.exponent_counts import _bincount, magnitudes
 from lightning_calib.functional.plan import Plan
 
 

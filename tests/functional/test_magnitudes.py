@@ -9,7 +9,7 @@ import torch
 from recorded import count_magnitudes
 from torch import nn
 
-from lightning_calib.functional.magnitudes import magnitudes
+from lightning_calib.functional.exponent_counts import magnitudes
 from lightning_calib.functional.plan import Plan
 
 LOW, HIGH = -48, 15

@@ -11,8 +11,8 @@ from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_FLOAT, DT_STRING
 from written import GLOBAL_NAMES, event, events, histograms, layers, totals, writer
 
+from lightning_calib.dashboard.event_file import Record, RecordWriter
 from lightning_calib.tensorboard.contract import HISTOGRAM_COLUMNS
-from lightning_calib.tensorboard.writer import Record, RecordWriter
 
 ROWS = ["a.weight", "b.weight"]
 GOOD: dict[str, Record] = {

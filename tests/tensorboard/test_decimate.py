@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from lightning_calib.tensorboard.decimate import BUDGET, LEAST, MOST, Pool, room, stride
+from lightning_calib.dashboard.decimation import BUDGET, LEAST, MOST, Pool, room, stride
 
 
 def written(values, first, latest=None):

@@ -9,12 +9,12 @@ from itertools import pairwise
 import pytest
 import torch
 
+from lightning_calib.dashboard.event_detector import Happenings
+from lightning_calib.dashboard.layer_baseline import DEAD_ROWS, Usual, aligned
+from lightning_calib.dashboard.records import Logged
 from lightning_calib.report.detect import Jumps, Spikes
 from lightning_calib.report.events import Pause
 from lightning_calib.tensorboard.contract import ABSENT, EVENT_KINDS, GLOBAL_NAMES, STATISTICS
-from lightning_calib.tensorboard.happenings import Happenings
-from lightning_calib.tensorboard.stream import Logged
-from lightning_calib.tensorboard.usual import DEAD_ROWS, Usual, aligned
 
 NAMES = ("a.weight", "a.bias", "b.weight")
 

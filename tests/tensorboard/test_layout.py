@@ -11,8 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from torch.utils.tensorboard import SummaryWriter
 
+from lightning_calib.dashboard.stock_charts import Address, charts, furnish
 from lightning_calib.tensorboard.contract import GLOBAL_NAMES
-from lightning_calib.tensorboard.layout import Address, charts, furnish
 
 SCALARS = {f"calib/{name}" for name in GLOBAL_NAMES}
 LOGGED = SCALARS - {"calib/norm_p10", "calib/norm_p50", "calib/norm_p90"}

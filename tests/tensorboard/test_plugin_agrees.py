@@ -8,7 +8,8 @@ import torch
 from board import LOADERS, board
 from written import NAMES, norms, owner, whole, writer
 
-from lightning_calib.tensorboard.stream import Logged, Rows, Stream
+from lightning_calib.dashboard.record_stream import Stream
+from lightning_calib.dashboard.records import Logged, Rows
 
 STEPS = 45
 

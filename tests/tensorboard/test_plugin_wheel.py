@@ -21,5 +21,5 @@ def test_the_wheel_holds_the_front_end_and_the_entry_point(tmp_path: Path) -> No
         assert "[tensorboard_plugins]" in wheel.read(points).decode()
     served = {path.name for path in FOLDER.iterdir() if path.suffix in TYPES}
     assert "index.js" in served
-    assert {f"lightning_calib/tensorboard/static/{name}" for name in served} <= names
+    assert {f"lightning_calib/panels/{name}" for name in served} <= names
     assert {f"lightning_calib/tensorboard/{name}.py" for name in ("loader", "plugin", "contract", "writer")} <= names

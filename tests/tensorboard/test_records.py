@@ -7,9 +7,10 @@ import math
 
 import torch
 
+from lightning_calib.dashboard.decimation import MOST
+from lightning_calib.dashboard.record_stream import LATEST, Stream
+from lightning_calib.dashboard.records import Logged, Rows
 from lightning_calib.tensorboard.contract import ABSENT, GLOBAL_NAMES, HISTOGRAM_COLUMNS, STATISTICS
-from lightning_calib.tensorboard.decimate import MOST
-from lightning_calib.tensorboard.stream import LATEST, Logged, Rows, Stream
 
 NAMES = ("a.weight", "a.bias", "b.weight")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_calib.tensorboard.layout import Address
+from lightning_calib.dashboard.stock_charts import Address
 
 
 @pytest.mark.parametrize("folder", ["s3://bucket/runs/version_3", "gs://bucket/runs/version_3/"])

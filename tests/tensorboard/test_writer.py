@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR
 from torch.utils.tensorboard import SummaryWriter
 
-from lightning_calib.tensorboard.writer import Record, RecordWriter, record_writer
+from lightning_calib.dashboard.event_file import Record, RecordWriter, record_writer
 
 VALUE = torch.tensor([[1.5, -1.0], [math.nan, math.inf], [0.0, 1e-30]])
 ABOUT = {"kind": "layers", "optimizer": 0}

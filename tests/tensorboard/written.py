@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from lightning_calib.dashboard.event_file import Record, RecordWriter
 from lightning_calib.tensorboard.contract import (
     ABSENT,
     ABSENT_EXPONENT,
@@ -23,7 +24,6 @@ from lightning_calib.tensorboard.contract import (
     SIDES,
     STATISTICS,
 )
-from lightning_calib.tensorboard.writer import Record, RecordWriter
 
 BLOCK = ("norm1.weight", "attn.qkv.weight", "attn.out.weight", "norm2.weight", "mlp.0.weight", "mlp.2.weight")
 NAMES = (

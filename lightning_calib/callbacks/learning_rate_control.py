@@ -1,0 +1,227 @@
+"""Scale the learning rate for one step at a time, by what the gradients say."""
+
+from numbers import Real
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_calib.callbacks.base import CalibratedCallback
+from lightning_calib.fit.base_rate import doubt_of_rate
+from lightning_calib.fit.messages import warn
+from lightning_calib.fit.parameter_names import check_name
+from lightning_calib.fit.scalar_row import Row
+from lightning_calib.fit.session import Session
+from lightning_calib.functional.checks import check_number, message
+from lightning_calib.functional.dtensor import whole
+from lightning_calib.functional.segments import Segments
+from lightning_calib.schedules.rule import Measurement, Rule
+from lightning_calib.steps.gradient_view import Ledger
+from lightning_calib.steps.saved_state import Losses, put_away, taken_up
+from lightning_calib.steps.scaled_rates import Rates, with_inner
+from lightning_calib.steps.start_distance import Travel
+
+_EARLY = {
+    "Rprop": "it reads the learning rate before the gradients are known",
+    "ZeroRedundancyOptimizer": "it copies the learning rate before the gradients are known",
+}
+
+
+class RateBook:
+    """What the control keeps about one optimizer: the rule's state, the starting weights, this step's norms."""
+
+    def __init__(self, rule: Rule, ledger: Ledger, rates: Rates) -> None:
+        self.rule, self.rates = rule, rates
+        self.segments = Segments.of(ledger.plan, "group")
+        # A param group without parameters has no segment.
+        self.groups = list(dict.fromkeys(ledger.plan.groups))
+        norms = torch.zeros(len(self.segments), dtype=ledger.plan.dtype, device=ledger.plan.device)
+        self.state: Any = rule.init(norms)
+        self.travel = Travel(self.segments, rule) if rule.needs_distance else None
+        self.norms = norms
+
+    def measurement(self, loss: Tensor | None) -> Measurement:
+        """This step, as the rule wants to see it."""
+        travelled = self.travel.distances() if self.travel else None
+        start = self.travel.start_norms if self.travel else None
+        observed = self.norms.isfinite() & (self.norms > 0)
+        return Measurement(self.norms, observed, loss, travelled, start)
+
+    def saved(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        start = {"start": self.travel.saved()} if self.travel else {}
+        return {**put_away(self.rule.kind, self.segments, self.state), **start}
+
+    def restore(self, saved: dict[str, Any], key: str, losses: Losses) -> bool:
+        """Take up a saved state; False if it is of other groups or another kind of rule."""
+        with losses.of(f"what {self.rule.kind} has learnt"):
+            more = ("start",) if self.travel else ()
+            found = taken_up(saved, self.rule.kind, self.segments, self.state, key, *more)
+            if found is None:
+                return False
+            if self.travel is not None:
+                self.travel.restore(saved["start"], f"{key}.start")
+            self.state = found
+        return True
+
+
+class LearningRateControl(CalibratedCallback):
+    """Multiply each param group's learning rate by a rule's factor, for this optimizer step only.
+
+    The factor is in place while torch is inside the step and put back by value on every way out of it, so schedulers,
+    ``LearningRateMonitor`` and checkpoints only ever see the pure rate. Several controls multiply.
+
+    Args:
+        rule: ``SpikeBackoff()``, ``Polyak()``, ``DistanceOverGradients()`` or ``InverseNorm()``.
+        min_factor: The least factor, in [0, max_factor].
+        max_factor: The largest factor, above 0; 1 lets a rule only lower the rate, ``math.inf`` lets it do anything.
+        name: Tells two controls apart, in checkpoints.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If one is out of range; at the start of training, if the rule's state would take more than 64 MB.
+        MisconfigurationException: With LBFGS, Rprop or ZeroRedundancyOptimizer, which read the rate too early, with an
+            optimizer that has no learning rate or that the rule refuses, and under a strategy where gradients cannot
+            be read right.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_calib import LearningRateControl, SpikeBackoff
+        >>> trainer = Trainer(callbacks=[LearningRateControl(SpikeBackoff())], logger=False)
+
+    Logged:
+        ``calib/lr`` (pure) and ``calib/lr_effective`` (times the factor, times ``d`` where a group has one), both of
+        the first param group.
+
+    Checkpoint:
+        The rule's state and, for a rule that needs distances, the starting weights.
+
+    Note:
+        ``Polyak`` and ``DistanceOverGradients`` compute the whole step, for plain SGD with ``lr=1.0``; where an
+        optimizer has another learning rate (that of before its schedule), a line at the start of training says so.
+
+        Norms are those before any clipping. A learning rate that is a Python number needs its factor on the host, one
+        wait for the device per step; a tensor learning rate is scaled in place without, and one that several groups
+        share takes the least of their factors. Decoupled weight decay (AdamW) scales with the rate. An optimizer that
+        changes its own rate within the step keeps the change, in proportion to the rate that it was given: one that
+        multiplies it by 1.05 ends the step at 1.05 times the pure rate. A factor of 0 leaves no proportion: there the
+        pure rate comes back, unless another number than 0 was written, which stays.
+    """
+
+    controls_rates = True
+
+    def __init__(self, rule: Rule, min_factor: float = 0.0, max_factor: float = 1.0, name: str | None = None) -> None:
+        super().__init__()
+        if not isinstance(rule, Rule):
+            raise TypeError(message("rule", "a learning-rate rule", rule, "Use for instance SpikeBackoff()."))
+        check_number("max_factor", max_factor, "Use 1.0, or math.inf for no cap.", 0, float("inf"), ends="(]")
+        check_number("min_factor", min_factor, "Use 0.0 for no floor.", 0, max_factor)
+        check_name(name)
+        self.rule, self.min_factor, self.max_factor, self.name = rule, float(min_factor), float(max_factor), name
+
+    def start(self, session: Session) -> str | None:
+        """Refuse optimizers that read their rate too early, or that the rule does not suit; warn of a doubtful rate."""
+        for ledger in session.ledgers.values():
+            names = [kind.__name__ for one in with_inner(ledger.optimizer) for kind in type(one).__mro__]
+            early = next((f"{name}: {_EARLY[name]}" for name in names if name in _EARLY), None)
+            momentum = max(
+                (float(group.get("momentum") or 0.0) for group in ledger.optimizer.param_groups), default=0.0
+            )
+            reason = f"{early}. Use another optimizer" if early else self.rule.refuses(names[0], momentum)
+            if reason:
+                raise MisconfigurationException(f"{self.label} cannot control {names[0]}. {reason.rstrip('.')}.")
+            doubt = doubt_of_rate(self.rule, ledger.optimizer, self.max_factor)
+            if doubt:
+                warn(f"{self.label}: {doubt}")
+        self._forget_loss()
+        return f"{self.label}: {self.rule}"
+
+    def lay(self, ledger: Ledger) -> None:
+        """Prepare the rule's state, and take up what was saved."""
+        self._check_rates(ledger)
+        self.keep(ledger, RateBook(self.rule, ledger, ledger.rates_in_step))
+
+    def _check_rates(self, ledger: Ledger) -> None:
+        """Refuse an optimizer that has no rate to scale, or whose saved rates cannot be kept pure."""
+        optimizer, reason = ledger.optimizer, ""
+        rates = [group.get("lr") for group in optimizer.param_groups]
+        missing = next((i for i, rate in enumerate(rates) if not isinstance(rate, (Tensor, Real))), None)
+        if missing is not None:
+            reason = (
+                f"`lr` must be a number or a tensor in each param group, got {rates[missing]!r} in group {missing}: "
+                "the optimizer finds its step size by itself"
+            )
+        elif not ledger.rates_in_step.saving():
+            reason = (
+                "its `state_dict` runs none of torch's hooks, so a checkpoint within a step would hold scaled rates"
+            )
+        if reason:
+            raise MisconfigurationException(
+                f"{self.label} cannot control {type(optimizer).__name__}: {reason}. Use another optimizer, or leave "
+                f"{self.label} out."
+            )
+
+    def _forget_loss(self) -> None:
+        self._loss: Tensor | None = None
+
+    def on_train_batch_start(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
+    ) -> None:
+        """No step is under way: pure rates."""
+        for book in self._books.values():
+            book.rates.reset()
+
+    def on_before_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", loss: Tensor) -> None:
+        """Add the loss to this window's, as Lightning has it: divided by the number of micro-batches."""
+        if self._session is not None and self.rule.needs_loss:
+            scaler, loss = self._session.scaler, whole(loss.detach())
+            part = loss.clone() if scaler is None else loss / scaler._scale
+            self._loss = part if self._loss is None else self._loss + part
+
+    def on_before_optimizer_step(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", optimizer: Optimizer
+    ) -> None:
+        """Take a turn; the window's loss belongs to this step, whatever becomes of it."""
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
+        self._forget_loss()
+
+    def inspect(self, ledger: Ledger) -> None:
+        """Take the norms before anybody acts."""
+        book = self._books[ledger.index]
+        book.norms = book.segments.fold(ledger.reading())
+
+    def act(self, ledger: Ledger) -> None:
+        """Ask the rule, and scale the rates of this step."""
+        book = self._books[ledger.index]
+        factors, book.state = self.rule(self._measurement(ledger, book), book.state)
+        factors = factors.clamp(self.min_factor, self.max_factor)
+        groups = ledger.optimizer.param_groups
+        every: list[float | Tensor] = [1.0] * len(groups)
+        on_host = factors.device.type == "cpu" or not all(isinstance(group["lr"], Tensor) for group in groups)
+        each = factors.tolist() if on_host else factors.unbind()
+        for group, factor in zip(book.groups, each, strict=True):
+            every[group] = factor
+        used = book.rates.scale(every)
+        if "calib/lr_effective" in ledger.rates:
+            ledger.rates["calib/lr_effective"] = ledger.rates["calib/lr_effective"] * used[0]
+
+    def _measurement(self, ledger: Ledger, book: RateBook) -> Measurement:
+        session = self._session
+        if not self.rule.needs_loss or session is None:
+            return book.measurement(None)
+        if self._loss is None:
+            raise MisconfigurationException(
+                f"{self.label} needs the loss of every step for {self.rule}, and there was none since the last one. "
+                "Call `self.manual_backward(loss)` right before each optimizer's own step."
+            )
+        loss = self._loss
+        if session.trainer.world_size > 1:
+            loss = session.trainer.strategy.reduce(loss, reduce_op="mean")
+        return book.measurement(loss * ledger.completion)
+
+    def row(self, ledger: Ledger) -> Row:
+        """The rates."""
+        return {tag: rate for tag, rate in ledger.rates.items() if ledger.turn and tag.startswith("calib/lr")}

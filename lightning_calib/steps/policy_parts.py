@@ -1,0 +1,73 @@
+"""One policy over one set of an optimizer's tensors, and the book of such parts that a callback keeps."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_calib.functional.judge import Policy, Report, State, fresh_state, judge, observe
+from lightning_calib.functional.saved_state import check_kind, entry, restored
+from lightning_calib.functional.segments import Segments
+from lightning_calib.steps.counts import Count
+from lightning_calib.steps.gradient_view import Ledger
+from lightning_calib.steps.saved_state import Losses, put_away, taken_up, to_host
+
+
+class Part:
+    """A policy, its segments, its state, and what it did last."""
+
+    def __init__(self, policy: Policy, segments: Segments) -> None:
+        self.policy, self.segments = policy, segments
+        self.state: State = fresh_state(policy, segments)
+        self.report: Report | None = None
+
+    def judge(self, ledger: Ledger, norm_type: float, *, clip: bool) -> Report:
+        """Judge this step's norms; the state moves on."""
+        observation = observe(self.segments, ledger.reading(norm_type), weights=self.policy.needs_weights)
+        self.report, self.state = judge(self.policy, observation, self.state, clip=clip)
+        return self.report
+
+    def saved(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return put_away(self.policy.kind, self.segments, self.state)
+
+    def restore(self, saved: Any, key: str, losses: Losses) -> bool:
+        """Take up a saved state; False if it is of other segments or of another kind."""
+        with losses.of(f"what {self.policy.kind} has learnt"):
+            found = taken_up(saved, self.policy.kind, self.segments, self.state, key)
+            self.state = self.state if found is None else found
+            return found is not None
+        return True
+
+
+class Book:
+    """What a rescaling callback keeps about one optimizer: its parts, and how often they fired."""
+
+    def __init__(self, ledger: Ledger, parts: list[Part]) -> None:
+        self.parts, self.count = parts, Count.empty(ledger.plan)
+
+    def saved(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {"parts": [part.saved() for part in self.parts], "count": to_host(self.count._asdict())}
+
+    def restore(self, saved: dict[str, Any], key: str, losses: Losses) -> bool:
+        """Take up what fits; False if some part is of other parameters or of another policy."""
+        with losses.of("how often it reduced gradients"):
+            self.count = restored(entry(saved, "count", key), self.count, f"{key}.count")
+        with losses.of("what its policies have learnt"):
+            parts = entry(saved, "parts", key)
+            check_kind(parts, list, f"{key}.parts")
+            fits = [
+                part.restore(old, f"{key}.parts.{i}", losses)
+                for i, (part, old) in enumerate(zip(self.parts, parts, strict=False))
+            ]
+            return len(parts) == len(self.parts) and all(fits)
+        return True
+
+    def threshold(self) -> Tensor | None:
+        """The median target over the segments judged last; None if none was."""
+        reports = [part.report for part in self.parts if part.report is not None]
+        judged = [report.targets[report.observed & report.targets.isfinite()] for report in reports]
+        found = torch.cat(judged).sort().values if judged else torch.zeros(0)
+        middle = found.numel() // 2
+        return (found[middle] + found[-1 - middle]) / 2 if found.numel() else None

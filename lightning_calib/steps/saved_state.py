@@ -1,0 +1,97 @@
+"""Between live state and what a checkpoint holds: builtins and CPU tensors."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from lightning_calib.fit.messages import warn
+from lightning_calib.functional.judge import State
+from lightning_calib.functional.saved_state import (
+    DamagedStateError,
+    check_keys,
+    check_kind,
+    check_saved,
+    entry,
+    restored,
+)
+from lightning_calib.functional.segments import Segments
+
+_HEAD = {"version": 1, "kind": "", "segments": ""}
+
+
+def to_host(state: dict[str, Any]) -> dict[str, Any]:
+    """The same with every tensor copied to the CPU."""
+    return {key: value.detach().cpu().clone() if isinstance(value, Tensor) else value for key, value in state.items()}
+
+
+def put_away(kind: str, segments: Segments, state: State) -> dict[str, Any]:
+    """A method's state as a checkpoint holds it, with what it must be of to be taken up again."""
+    fields: dict[str, Any] = state._asdict()  # type: ignore[attr-defined]
+    return {"version": 1, "kind": kind, "segments": segments.digest, "state": to_host(fields)}
+
+
+def taken_up(saved: Any, kind: str, segments: Segments, now: State, key: str, *more: str) -> State | None:
+    """A state like ``now`` from what was put away; None if it is of another kind or of other segments.
+
+    Raises:
+        DamagedStateError: If something does not fit; ``more`` names what else was put away with it.
+    """
+    for name, like in _HEAD.items():
+        check_saved(entry(saved, name, key), like, f"{key}.{name}")
+    if (saved["version"], saved["kind"], saved["segments"]) != (1, kind, segments.digest):
+        return None
+    check_keys(saved, (*_HEAD, "state", *more), key)
+    return restored(saved["state"], now, f"{key}.state")
+
+
+def of_optimizer(state: dict[str, Any], section: str, index: int) -> dict[str, Any] | None:
+    """What a section of a callback's saved state has of an optimizer; None where it need not have anything.
+
+    Raises:
+        DamagedStateError: If it is no dictionary, or missing although another section knows the optimizer.
+    """
+    place, optional = str(index), section == "dashboard"
+    known = any(isinstance(one := state.get(name), dict) and place in one for name in ("optimizers", "tally"))
+    if state.get(section) is None and (optional or not known):
+        return None
+    found = entry(state, section, "state")
+    if isinstance(found, dict) and place not in found and not known:
+        return None
+    mine: dict[str, Any] = entry(found, place, section)
+    check_kind(mine, dict, f"{section}.{place}")
+    return mine
+
+
+class Losses:
+    """What of a callback's saved state could not be taken up; told in one line."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    @contextmanager
+    def of(self, what: str) -> Iterator[None]:
+        """A damaged value found inside costs ``what``, and not the run."""
+        try:
+            yield
+        except DamagedStateError as damage:
+            self.found.append(f"{damage} (lost: {what})")
+
+    def tell(self, label: str) -> None:
+        """Warn of what was found since the last time."""
+        found, self.found = list(dict.fromkeys(self.found)), []
+        if found:
+            said = "; ".join(found)
+            warn(f"{label}: its saved state is damaged: {said}. What is lost starts afresh, the rest is kept.")
+
+
+def loaded(state: Any, version: int, label: str, losses: Losses) -> dict[str, Any]:
+    """A callback's state from a checkpoint; empty, with a word on why, where it is damaged or of another version."""
+    with losses.of("all that it remembered"):
+        found = entry(state, "version", "state")
+        check_saved(found, version, "version")
+        if found == version:
+            return dict(state)
+        warn(f"{label}: a state of version {found} cannot be read; starting afresh.")
+    return {}

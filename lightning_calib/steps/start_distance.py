@@ -1,0 +1,62 @@
+"""How far each param group's weights have travelled from where they started."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_calib.functional.dtensor import held, part_of, whole
+from lightning_calib.functional.judge import STATE_LIMIT
+from lightning_calib.functional.norms import measure
+from lightning_calib.functional.saved_state import check_saved
+from lightning_calib.functional.segments import Segments
+
+
+class Travel:
+    """A copy of the weights at the first step, and the distance from it.
+
+    Raises:
+        ValueError: If the copy, which goes into every checkpoint, would take more than 64 MB.
+    """
+
+    def __init__(self, segments: Segments, rule: object) -> None:
+        self.segments = segments
+        size = sum(tensor.numel() * tensor.element_size() for tensor in segments.plan.tensors)
+        if size > STATE_LIMIT:
+            raise ValueError(
+                f"`{rule}` needs a copy of the starting weights, {size / 2**20:.0f} MB of every checkpoint, more than "
+                f"{STATE_LIMIT / 2**20:.0f} MB. Use a rule without distances for this model, such as InverseNorm()."
+            )
+        self.start = [held(tensor.detach()).clone() for tensor in segments.plan.tensors]
+        # Sharded weights are brought together here, where every process is, and not when a checkpoint asks for them.
+        sharded = segments.plan.shards is not None
+        self.whole = (
+            [whole(start.detach()).to("cpu", copy=True) for start in segments.plan.tensors] if sharded else None
+        )
+        self.start_norms = self._norms(self.start)
+
+    def distances(self) -> Tensor:
+        """Shape (G,); the differences are taken in the weights' own type."""
+        tensors = self.segments.plan.tensors
+        return self._norms([held(tensor.detach()) - start for tensor, start in zip(tensors, self.start, strict=True)])
+
+    def _norms(self, values: list[Tensor]) -> Tensor:
+        return self.segments.fold(measure(self.segments.plan, values))
+
+    def saved(self) -> list[Tensor]:
+        """For the checkpoint."""
+        return [start.cpu().clone() for start in (self.start if self.whole is None else self.whole)]
+
+    @torch.no_grad()
+    def restore(self, saved: Any, key: str = "start") -> None:
+        """Take up a saved start.
+
+        Raises:
+            DamagedStateError: If it is not of these weights.
+        """
+        tensors = self.segments.plan.tensors
+        check_saved(saved, [torch.empty(one.shape, dtype=one.dtype, device="meta") for one in tensors], key)
+        for start, old, tensor in zip(self.start, saved, tensors, strict=True):
+            start.copy_(part_of(old, tensor))
+        self.whole = self.whole and [old.clone() for old in saved]
+        self.start_norms = self._norms(self.start)
