@@ -22,12 +22,12 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_calib import GradientMonitor
-from lightning_calib.functional.exponent_counts import magnitudes
+from lightning_calib.dashboard.event_file import Record, RecordWriter
+from lightning_calib.dashboard.record_stream import RecordStream
+from lightning_calib.dashboard.records import Logged, Rows
+from lightning_calib.functional.exponent_counts import exponent_counts
 from lightning_calib.functional.plan import Plan
 from lightning_calib.tensorboard.contract import GLOBAL_NAMES, HIGH_EXPONENT, LOW_EXPONENT
-from lightning_calib.dashboard.records import Logged, Rows
-from lightning_calib.dashboard.record_stream import Stream
-from lightning_calib.dashboard.event_file import Record, RecordWriter
 
 LAYERS = 1000
 Variants = dict[str, Callable[[int], object]]
@@ -56,7 +56,7 @@ def writing(folder: str) -> Variants:
     experiments = [SummaryWriter(f"{folder}/{i}") for i in range(5)]
     names = tuple(f"encoder.{i // 10}.block.{i % 10}.weight" for i in range(LAYERS))
     rows = Rows(0, "AdamW", "", names, names, (2,) * LAYERS, (False,) * LAYERS)
-    stream, about = Stream(rows), {"kind": "layers", "optimizer": 0}
+    stream, about = RecordStream(rows), {"kind": "layers", "optimizer": 0}
     writers = [RecordWriter(experiment) for experiment in experiments]
 
     def scalars(step: int) -> None:
@@ -67,7 +67,9 @@ def writing(folder: str) -> Variants:
     def whole(step: int) -> None:
         idle = torch.zeros(LAYERS, dtype=torch.bool)
         logged = Logged(step, torch.rand(LAYERS, 5), torch.rand(len(GLOBAL_NAMES)), None, idle)
-        writers[4].write(stream.take(logged), step)
+        nonlocal stream
+        records, stream = stream.after(logged)
+        writers[4].write(records, step)
         experiments[4].flush()
 
     def tensor(columns: int, writer: RecordWriter) -> Callable[[int], None]:
@@ -99,7 +101,7 @@ def histograms(folder: str, count: int = 100, elements: int = 10**6) -> Variants
 
     return {
         "add_histogram": add_histogram,
-        "magnitudes": lambda step: magnitudes(plan, gradients, range(count), LOW_EXPONENT, HIGH_EXPONENT),
+        "magnitudes": lambda step: exponent_counts(plan, gradients, range(count), LOW_EXPONENT, HIGH_EXPONENT),
         "norms alone": lambda step: torch._foreach_norm(gradients),
     }
 

@@ -22,7 +22,7 @@ from lightning_calib.functional.plan import Plan
 from lightning_calib.functional.rescale import rescale_
 from lightning_calib.functional.segments import Segments
 from lightning_calib.policies.ema_relative import EMARelative
-from lightning_calib.steps.start_distance import Travel
+from lightning_calib.steps.start_distance import StartDistance
 from lightning_calib.steps.weight_update import WeightSample
 
 
@@ -269,7 +269,7 @@ def a_large_update_is_estimated_from_all_shards() -> None:
 def the_way_from_the_start_is_measured_and_saved_whole() -> None:
     for place in places().values():
         plain, ours = pair(place)
-        travels = [Travel(Segments.of(Plan.of(module), "global"), "DoG") for module in (plain, ours)]
+        travels = [StartDistance(Segments.of(Plan.of(module), "global"), "DoG") for module in (plain, ours)]
         for module in (plain, ours):
             torch.optim.SGD(module.parameters(), lr=0.1).step()
         torch.testing.assert_close(travels[1].distances(), travels[0].distances(), **CLOSE)
@@ -278,7 +278,7 @@ def the_way_from_the_start_is_measured_and_saved_whole() -> None:
             saved = travels[1].saved()
         assert not calls, "a process that saves alone must not wait for the others"
         torch.testing.assert_close(saved, travels[0].saved(), rtol=0, atol=0)
-        again = Travel(Segments.of(Plan.of(ours), "global"), "DoG")
+        again = StartDistance(Segments.of(Plan.of(ours), "global"), "DoG")
         again.restore(saved)
         torch.testing.assert_close(again.distances(), travels[1].distances(), rtol=0, atol=0)
         torch.testing.assert_close(again.saved(), saved, rtol=0, atol=0)

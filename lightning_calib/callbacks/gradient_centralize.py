@@ -4,10 +4,10 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from lightning_calib.callbacks.base import CalibratedCallback
-from lightning_calib.fit.session import Session
+from lightning_calib.fit.participant import FitStart, Needs
 from lightning_calib.functional.elementwise import centralize_all_
-from lightning_calib.functional.plan import Plan
-from lightning_calib.steps.gradient_view import Ledger
+from lightning_calib.steps.gradient_view import GradientView
+from lightning_calib.steps.step_record import StepRecord
 
 
 class GradientCentralize(CalibratedCallback):
@@ -35,33 +35,27 @@ class GradientCentralize(CalibratedCallback):
         Equation 1.
     """
 
-    works_loose = True
-    extra_reading = "gradients are read again behind GradientCentralize"
+    needs = Needs(rereads="gradients are read again behind GradientCentralize", fabric=True)
 
-    def start(self, session: Session) -> None:
+    def _reset(self) -> None:
+        super()._reset()
+        self._members: dict[int, list[int]] = {}  # by the optimizer's index: positions in its plan
+
+    def start(self, fit: FitStart) -> None:
         """Find the embedding tables: their rows are not output units."""
-        self._tables = _embedding_weights(session.module)
+        self._tables = _embedding_weights(fit.module)
 
-    def lay(self, ledger: Ledger) -> None:
+    def lay(self, view: GradientView) -> None:
         """Choose the tensors."""
-        self._books[ledger.index] = _Chosen(ledger.plan, self._tables)
+        tensors = enumerate(view.plan.tensors)
+        self._members[view.index] = [i for i, one in tensors if one.ndim > 1 and id(one) not in self._tables]
 
-    def act(self, ledger: Ledger) -> None:
+    def act(self, view: GradientView, record: StepRecord) -> StepRecord:
         """Centralise them; the norms change, so they must be read again."""
-        ledger.unscale()
-        centralize_all_(ledger.plan, self._books[ledger.index].members)
-        ledger.forget()
-
-
-class _Chosen:
-    """The tensors of one optimizer that are centralised: matrices that are no embedding tables."""
-
-    def __init__(self, plan: Plan, tables: frozenset[int]) -> None:
-        self.members = [i for i, one in enumerate(plan.tensors) if one.ndim > 1 and id(one) not in tables]
-
-    def saved(self) -> dict[str, object]:
-        """Nothing to remember."""
-        return {}
+        view.unscale()
+        centralize_all_(view.plan, self._members[view.index])
+        view.look_again()
+        return record
 
 
 def _embedding_weights(module: LightningModule) -> frozenset[int]:

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 
-from lightning_calib.callbacks.segment_rescaler import Rescaler
+from lightning_calib.callbacks.segment_rescaler import SegmentRescaler
 from lightning_calib.functional.judge import Policy
 from lightning_calib.functional.segments import Scope
 from lightning_calib.policies import Percentile
 
 
-class GradientClip(Rescaler):
+class GradientClip(SegmentRescaler):
     r"""Scale every segment k whose norm exceeds the policy's target: :math:`g_k \leftarrow g_k \min(1, t_k / n_k)`.
 
     Norms are those of the optimizer's own parameters, unscaled, after accumulation and reduction. A segment that is

@@ -1,17 +1,23 @@
 """Observe gradients, and say what they are like."""
 
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 
 from lightning_calib.callbacks.base import CalibratedCallback
-from lightning_calib.dashboard.recorder import Dashboard, dashboard_of
-from lightning_calib.fit.messages import say
+from lightning_calib.dashboard.event_file import RecordWriter, record_writer
+from lightning_calib.dashboard.recorder import Recorder
+from lightning_calib.fit.messages import say, warn
+from lightning_calib.fit.participant import FitStart, Needs
 from lightning_calib.fit.session import Session
 from lightning_calib.functional.checks import check_count, check_flag
+from lightning_calib.functional.saved_state import restored
 from lightning_calib.report.summary import Clipper, Facts, summarise
-from lightning_calib.steps.gradient_view import Ledger
-from lightning_calib.steps.norm_history import Sketch, SketchBook
+from lightning_calib.steps.gradient_view import GradientView
+from lightning_calib.steps.norm_history import NormHistory
+from lightning_calib.steps.optimizer_memory import OptimizerMemory
+from lightning_calib.steps.optimizer_run import OptimizerRun
+from lightning_calib.steps.saved_state import to_host
 
 
 class GradientMonitor(CalibratedCallback):
@@ -72,9 +78,6 @@ class GradientMonitor(CalibratedCallback):
         Under DeepSpeed, FSDP1 or LBFGS the callback says so once, and logs nothing.
     """
 
-    acts = False
-    watches = True
-
     def __init__(self, every_n_steps: int | None = None, layers: bool = True, histograms: bool = False) -> None:
         super().__init__()
         if every_n_steps is not None:
@@ -82,117 +85,134 @@ class GradientMonitor(CalibratedCallback):
         check_flag("layers", layers, "Use True for the dashboard, False for scalars only.")
         check_flag("histograms", histograms, "Use True to count magnitudes every tenth row.")
         self.every_n_steps, self.layers, self.histograms = every_n_steps, layers, histograms
+        self.needs = Needs(acts=False, full_row=True, every_n_steps=every_n_steps)
         self._facts: list[Facts] = []
         self._earlier = False
+
+    def _reset(self) -> None:
+        super()._reset()
+        self.recorder: Recorder | None = None
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Join the session; note whether the Trainer has taken steps of which no count is known."""
         super().on_train_start(trainer, pl_module)
         if self._session is not None:
-            counted = any(ledger.tally.steps for ledger in self._session.ledgers.values())
+            counted = any(run.memory.steps.steps for run in self._session.runs.values())
             self._earlier = self._saved.get("earlier") is True or (trainer.global_step > 0 and not counted)
 
-    def start(self, session: Session) -> None:
-        """Open the dashboard, if a logger is TensorBoard's."""
-        if self.layers:
-            session.dashboard = dashboard_of(
-                session, histograms=self.histograms, sketch=self.sketch, saved=self._saved, losses=self._losses
-            )
-        told = session.dashboard.furnish() if session.dashboard is not None else None
-        if told:
-            say(told)
+    def start(self, fit: FitStart) -> None:
+        """Open the tab's records, if a logger is TensorBoard's."""
+        writers = _writers(fit.trainer) if self.layers else None
+        if writers is None:
+            return
+        self.recorder = Recorder(writers, histograms=self.histograms, saved=self._saved, losses=self._losses, warn=warn)
+        address = self.recorder.furnish([view.suffix for view in fit.views])
+        if address:
+            say(address)
 
-    def lay(self, ledger: Ledger) -> None:
+    def prepare(self, view: GradientView, memory: OptimizerMemory) -> OptimizerMemory:
         """Take up the norms seen so far."""
-        self.keep(ledger, SketchBook(Sketch.empty(ledger.plan)))
-        if self._dashboard is not None:
-            self._dashboard.lay(ledger)
+        if memory.norms is not None:
+            return memory
+        norms, saved = NormHistory.empty(view.plan), self._saved_of(view.index)
+        with self._losses.of("the norms so far, for the summary"):
+            norms = norms if saved is None else restored(saved, norms, f"optimizers.{view.index}")
+        self._own[view.index] = None
+        return memory._replace(norms=norms)
 
-    @property
-    def _dashboard(self) -> Dashboard | None:
-        return self._session.dashboard if self._session is not None else None
-
-    def observe(self, ledger: Ledger) -> None:
-        """Remember the norm."""
-        book = self._books[ledger.index]
-        if ledger.before is not None:
-            book.sketch = book.sketch.add(ledger.before)
+    def remembered(self, index: int, memory: OptimizerMemory) -> dict[str, Any]:
+        """The norms of the run."""
+        return to_host(memory.norms._asdict()) if memory.norms is not None else {}
 
     def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """A line on the run so far after epoch 1, 2, 4, 8, ..."""
         epoch = trainer.current_epoch + 1
-        seen = self._session is not None and any(one.tally.steps for one in self._session.ledgers.values())
+        seen = self._session is not None and any(run.memory.steps.steps for run in self._session.runs.values())
         if seen and epoch & (epoch - 1) == 0:
             text = self.summary()
             say(f"after {epoch} epoch{'' if epoch == 1 else 's'}: {text}")
-            if self._dashboard is not None:
-                self._dashboard.summarise(text)
+            self._record_summary(text)
+
+    def _record_summary(self, text: str) -> None:
+        run = next(iter(self._session.runs.values()), None) if self._session is not None else None
+        if self._session is not None and run is not None and self.recorder is not None:
+            self.recorder.summarise(run, text, max(0, self._session.step - 1))
 
     def summary(self) -> str:
         """What the gradients of this fit were like so far, and what to change: at most three sentences."""
-        return summarise(_collect(self._session, self) if self._session is not None else self._facts)
+        return summarise(_facts(self._session, earlier=self._earlier) if self._session is not None else self._facts)
 
-    def finish(self, session: Session) -> None:
-        """Keep the facts for `summary`, and close the dashboard."""
-        dashboard = session.dashboard
+    def finish(self) -> None:
+        """Keep the facts for `summary`, and close the tab's records."""
+        session, recorder = self._session, self.recorder
+        if session is None:
+            return
         try:
-            self._facts = _collect(session, self)
-            if dashboard is not None and any(facts.steps for facts in self._facts):
-                dashboard.summarise(summarise(self._facts))
+            self._facts = _facts(session, earlier=self._earlier)
+            if any(facts.steps for facts in self._facts):
+                self._record_summary(summarise(self._facts))
         finally:
-            if dashboard is not None:
-                dashboard.finish()
+            if recorder is not None:
+                recorder.finish(session.runs.values(), session.step)
 
     def state_dict(self) -> dict[str, Any]:
-        """With what the dashboard remembers."""
+        """With what the tab remembers."""
         state = super().state_dict() | ({"earlier": True} if self._earlier else {})
-        return state if self._dashboard is None else {**state, "dashboard": self._dashboard.saved()}
-
-    def knows(self, ledger: Ledger) -> bool:
-        """Whether it was prepared for this optimizer: training may break off before."""
-        return ledger.index in self._books
-
-    def sketch(self, ledger: Ledger) -> Sketch:
-        """The norms of one optimizer."""
-        sketch: Sketch = self._books[ledger.index].sketch
-        return sketch
+        if self._session is None or self.recorder is None:
+            return state
+        return {**state, "dashboard": self.recorder.saved(self._session.memories_to_save())}
 
 
-def _collect(session: Session, monitor: GradientMonitor) -> list[Facts]:
-    known = [one for one in session.ledgers.values() if monitor.knows(one)]
-    return [_facts(session, one, monitor.sketch(one), earlier=monitor._earlier) for one in known]
+def _writers(trainer: Any) -> list[RecordWriter] | None:
+    """The files of this rank's TensorBoard loggers; None where no rank has any. The same on every rank."""
+    if trainer is None:
+        return None
+    writers = [found for logger in trainer.loggers if (found := record_writer(logger)) is not None]
+    wanted = bool(writers)
+    if trainer.world_size > 1:
+        wanted = bool(trainer.strategy.broadcast(wanted))
+    return writers if wanted else None
 
 
-def _facts(session: Session, ledger: Ledger, sketch: Sketch, *, earlier: bool) -> Facts:
-    tally, (median, high) = ledger.tally, sketch.quantiles(0.5, 0.95)
-    known = int(tally.known)
+def _facts(session: Session, *, earlier: bool) -> list[Facts]:
+    return [
+        _facts_of(session, run, run.memory.norms, earlier=earlier)
+        for run in session.runs.values()
+        if run.memory.norms is not None  # training may break off before it was prepared
+    ]
+
+
+def _facts_of(session: Session, run: OptimizerRun, norms: NormHistory, *, earlier: bool) -> Facts:
+    steps, (median, high) = run.memory.steps, norms.quantiles(0.5, 0.95)
+    known = int(steps.known)
     return Facts(
-        optimizer=type(ledger.optimizer).__name__,
-        steps=tally.steps,
-        usable=tally.steps - sketch.unusable,
-        lowest=float(sketch.low),
+        optimizer=type(run.view.optimizer).__name__,
+        steps=steps.steps,
+        usable=steps.steps - norms.unusable,
+        lowest=float(norms.low),
         median=median,
         high=high,
-        highest=float(sketch.high),
-        clippers=tuple(_clippers(session, ledger)),
-        left=float(tally.left) / known if known else None,
+        highest=float(norms.high),
+        clippers=tuple(_clippers(session, run)),
+        left=float(steps.left) / known if known else None,
         known=known,
-        guarded=any(one.guards for one in session.ours),
+        guarded=any(one.needs.guards for one in session.participants),
         earlier=earlier,
-        nonfinite=int(tally.nonfinite),
-        skipped=tally.skipped + int(tally.kernel_skipped),
+        nonfinite=int(steps.nonfinite),
+        skipped=steps.skipped + int(steps.kernel_skipped),
     )
 
 
-def _clippers(session: Session, ledger: Ledger) -> list[Clipper]:
-    found = []
-    for one in session.ours:
-        if one.clips and (count := one.count(ledger)).steps:  # none where its rules leave this optimizer alone
-            found.append(Clipper(one.label, float(count.fired) / count.steps, one.how if one.acts else "dry"))
-    if session.clip.how is not None:
-        seen = None if session.foreseeable else int(ledger.tally.known)
-        steps = ledger.tally.steps if seen is None else seen
-        share = float(ledger.tally.trainer_reduced) / steps if steps else None
-        how: Literal["fixed", "adaptive"] = "fixed" if session.clip.how == "norm" else "adaptive"
-        found.append(Clipper(str(session.clip), share, how, seen))
+def _clippers(session: Session, run: OptimizerRun) -> list[Clipper]:
+    found, clip, counts = [], session.facts.clip, run.memory.steps
+    for one in session.participants:
+        fired = run.memory.clips.get(one.state_key)
+        if one.needs.clips and fired is not None and fired.steps:  # none where its rules leave this optimizer alone
+            how = one.needs.clips if one.needs.acts else "dry"
+            found.append(Clipper(one.label, float(fired.fired) / fired.steps, how))
+    if clip.how is not None:
+        seen = None if session.facts.final_norm_computable else int(counts.known)
+        steps = counts.steps if seen is None else seen
+        share = float(counts.trainer_reduced) / steps if steps else None
+        found.append(Clipper(str(clip), share, "fixed" if clip.how == "norm" else "adaptive", seen))
     return found

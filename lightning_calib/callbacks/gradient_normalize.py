@@ -2,13 +2,13 @@
 
 from math import inf
 
-from lightning_calib.callbacks.segment_rescaler import Rescaler
+from lightning_calib.callbacks.segment_rescaler import SegmentRescaler
 from lightning_calib.functional.checks import check_number
 from lightning_calib.functional.judge import Policy
 from lightning_calib.functional.segments import Scope
 
 
-class GradientNormalize(Rescaler):
+class GradientNormalize(SegmentRescaler):
     r"""Give every segment k the norm that the policy wants: :math:`g_k \leftarrow g_k \, t_k / n_k`.
 
     Args:

@@ -13,16 +13,19 @@ from lightning_calib.callbacks.base import CalibratedCallback
 from lightning_calib.fit.base_rate import doubt_of_rate
 from lightning_calib.fit.messages import warn
 from lightning_calib.fit.parameter_names import check_name
-from lightning_calib.fit.scalar_row import Row
-from lightning_calib.fit.session import Session
+from lightning_calib.fit.participant import FitStart, Needs, Row
+from lightning_calib.fit.scalar_row import rates_of
 from lightning_calib.functional.checks import check_number, message
 from lightning_calib.functional.dtensor import whole
+from lightning_calib.functional.plan import Plan
 from lightning_calib.functional.segments import Segments
 from lightning_calib.schedules.rule import Measurement, Rule
-from lightning_calib.steps.gradient_view import Ledger
-from lightning_calib.steps.saved_state import Losses, put_away, taken_up
-from lightning_calib.steps.scaled_rates import Rates, with_inner
-from lightning_calib.steps.start_distance import Travel
+from lightning_calib.steps.gradient_view import GradientView
+from lightning_calib.steps.optimizer_memory import OptimizerMemory
+from lightning_calib.steps.saved_state import Losses, pack, unpack
+from lightning_calib.steps.scaled_rates import ScaledRates, with_inner
+from lightning_calib.steps.start_distance import StartDistance
+from lightning_calib.steps.step_record import StepRecord
 
 _EARLY = {
     "Rprop": "it reads the learning rate before the gradients are known",
@@ -30,40 +33,40 @@ _EARLY = {
 }
 
 
-class RateBook:
-    """What the control keeps about one optimizer: the rule's state, the starting weights, this step's norms."""
+class RuleMemory:
+    """What a rule remembers of one optimizer: its state, the starting weights, this step's norms."""
 
-    def __init__(self, rule: Rule, ledger: Ledger, rates: Rates) -> None:
-        self.rule, self.rates = rule, rates
-        self.segments = Segments.of(ledger.plan, "group")
+    def __init__(self, rule: Rule, plan: Plan) -> None:
+        self.rule = rule
+        self.segments = Segments.of(plan, "group")
         # A param group without parameters has no segment.
-        self.groups = list(dict.fromkeys(ledger.plan.groups))
-        norms = torch.zeros(len(self.segments), dtype=ledger.plan.dtype, device=ledger.plan.device)
+        self.groups = list(dict.fromkeys(plan.groups))
+        norms = torch.zeros(len(self.segments), dtype=plan.dtype, device=plan.device)
         self.state: Any = rule.init(norms)
-        self.travel = Travel(self.segments, rule) if rule.needs_distance else None
+        self.start = StartDistance(self.segments, rule) if rule.needs_distance else None
         self.norms = norms
 
     def measurement(self, loss: Tensor | None) -> Measurement:
         """This step, as the rule wants to see it."""
-        travelled = self.travel.distances() if self.travel else None
-        start = self.travel.start_norms if self.travel else None
+        distances = self.start.distances() if self.start else None
+        start_norms = self.start.start_norms if self.start else None
         observed = self.norms.isfinite() & (self.norms > 0)
-        return Measurement(self.norms, observed, loss, travelled, start)
+        return Measurement(self.norms, observed, loss, distances, start_norms)
 
     def saved(self) -> dict[str, Any]:
         """For the checkpoint."""
-        start = {"start": self.travel.saved()} if self.travel else {}
-        return {**put_away(self.rule.kind, self.segments, self.state), **start}
+        start = {"start": self.start.saved()} if self.start else {}
+        return {**pack(self.rule.kind, self.segments, self.state), **start}
 
     def restore(self, saved: dict[str, Any], key: str, losses: Losses) -> bool:
         """Take up a saved state; False if it is of other groups or another kind of rule."""
         with losses.of(f"what {self.rule.kind} has learnt"):
-            more = ("start",) if self.travel else ()
-            found = taken_up(saved, self.rule.kind, self.segments, self.state, key, *more)
+            more = ("start",) if self.start else ()
+            found = unpack(saved, self.rule.kind, self.segments, self.state, key, *more)
             if found is None:
                 return False
-            if self.travel is not None:
-                self.travel.restore(saved["start"], f"{key}.start")
+            if self.start is not None:
+                self.start.restore(saved["start"], f"{key}.start")
             self.state = found
         return True
 
@@ -111,7 +114,7 @@ class LearningRateControl(CalibratedCallback):
         pure rate comes back, unless another number than 0 was written, which stays.
     """
 
-    controls_rates = True
+    needs = Needs(scales_rates=True)
 
     def __init__(self, rule: Rule, min_factor: float = 0.0, max_factor: float = 1.0, name: str | None = None) -> None:
         super().__init__()
@@ -122,31 +125,29 @@ class LearningRateControl(CalibratedCallback):
         check_name(name)
         self.rule, self.min_factor, self.max_factor, self.name = rule, float(min_factor), float(max_factor), name
 
-    def start(self, session: Session) -> str | None:
+    def start(self, fit: FitStart) -> str | None:
         """Refuse optimizers that read their rate too early, or that the rule does not suit; warn of a doubtful rate."""
-        for ledger in session.ledgers.values():
-            names = [kind.__name__ for one in with_inner(ledger.optimizer) for kind in type(one).__mro__]
+        for view in fit.views:
+            names = [kind.__name__ for one in with_inner(view.optimizer) for kind in type(one).__mro__]
             early = next((f"{name}: {_EARLY[name]}" for name in names if name in _EARLY), None)
-            momentum = max(
-                (float(group.get("momentum") or 0.0) for group in ledger.optimizer.param_groups), default=0.0
-            )
+            momentum = max((float(group.get("momentum") or 0.0) for group in view.optimizer.param_groups), default=0.0)
             reason = f"{early}. Use another optimizer" if early else self.rule.refuses(names[0], momentum)
             if reason:
                 raise MisconfigurationException(f"{self.label} cannot control {names[0]}. {reason.rstrip('.')}.")
-            doubt = doubt_of_rate(self.rule, ledger.optimizer, self.max_factor)
+            doubt = doubt_of_rate(self.rule, view.optimizer, self.max_factor)
             if doubt:
                 warn(f"{self.label}: {doubt}")
         self._forget_loss()
         return f"{self.label}: {self.rule}"
 
-    def lay(self, ledger: Ledger) -> None:
-        """Prepare the rule's state, and take up what was saved."""
-        self._check_rates(ledger)
-        self.keep(ledger, RateBook(self.rule, ledger, ledger.rates_in_step))
+    def lay(self, view: GradientView) -> RuleMemory:
+        """Prepare the rule's state."""
+        self._check_rates(view)
+        return RuleMemory(self.rule, view.plan)
 
-    def _check_rates(self, ledger: Ledger) -> None:
+    def _check_rates(self, view: GradientView) -> None:
         """Refuse an optimizer that has no rate to scale, or whose saved rates cannot be kept pure."""
-        optimizer, reason = ledger.optimizer, ""
+        optimizer, reason = view.optimizer, ""
         rates = [group.get("lr") for group in optimizer.param_groups]
         missing = next((i for i, rate in enumerate(rates) if not isinstance(rate, (Tensor, Real))), None)
         if missing is not None:
@@ -154,7 +155,7 @@ class LearningRateControl(CalibratedCallback):
                 f"`lr` must be a number or a tensor in each param group, got {rates[missing]!r} in group {missing}: "
                 "the optimizer finds its step size by itself"
             )
-        elif not ledger.rates_in_step.saving():
+        elif not ScaledRates(optimizer).saving():
             reason = (
                 "its `state_dict` runs none of torch's hooks, so a checkpoint within a step would hold scaled rates"
             )
@@ -171,13 +172,13 @@ class LearningRateControl(CalibratedCallback):
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
     ) -> None:
         """No step is under way: pure rates."""
-        for book in self._books.values():
-            book.rates.reset()
+        for run in self._session.runs.values() if self._session is not None else ():
+            run.rates.reset()
 
     def on_before_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", loss: Tensor) -> None:
         """Add the loss to this window's, as Lightning has it: divided by the number of micro-batches."""
         if self._session is not None and self.rule.needs_loss:
-            scaler, loss = self._session.scaler, whole(loss.detach())
+            scaler, loss = self._session.facts.scaler, whole(loss.detach())
             part = loss.clone() if scaler is None else loss / scaler._scale
             self._loss = part if self._loss is None else self._loss + part
 
@@ -188,30 +189,29 @@ class LearningRateControl(CalibratedCallback):
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
         self._forget_loss()
 
-    def inspect(self, ledger: Ledger) -> None:
+    def inspect(self, view: GradientView, record: StepRecord) -> StepRecord:
         """Take the norms before anybody acts."""
-        book = self._books[ledger.index]
-        book.norms = book.segments.fold(ledger.reading())
+        own = self._own[view.index]
+        own.norms = own.segments.fold(view.reading())
+        return record
 
-    def act(self, ledger: Ledger) -> None:
+    def act(self, view: GradientView, record: StepRecord) -> StepRecord:
         """Ask the rule, and scale the rates of this step."""
-        book = self._books[ledger.index]
-        factors, book.state = self.rule(self._measurement(ledger, book), book.state)
+        own, groups = self._own[view.index], view.optimizer.param_groups
+        factors, own.state = self.rule(self._measurement(own, record), own.state)
         factors = factors.clamp(self.min_factor, self.max_factor)
-        groups = ledger.optimizer.param_groups
         every: list[float | Tensor] = [1.0] * len(groups)
         on_host = factors.device.type == "cpu" or not all(isinstance(group["lr"], Tensor) for group in groups)
         each = factors.tolist() if on_host else factors.unbind()
-        for group, factor in zip(book.groups, each, strict=True):
+        for group, factor in zip(own.groups, each, strict=True):
             every[group] = factor
-        used = book.rates.scale(every)
-        if "calib/lr_effective" in ledger.rates:
-            ledger.rates["calib/lr_effective"] = ledger.rates["calib/lr_effective"] * used[0]
+        used = self._session.runs[id(view.optimizer)].rates.scale(every) if self._session is not None else every
+        return record if record.rates is None else record._replace(rates=record.rates.scaled(used[0]))
 
-    def _measurement(self, ledger: Ledger, book: RateBook) -> Measurement:
+    def _measurement(self, own: RuleMemory, record: StepRecord) -> Measurement:
         session = self._session
         if not self.rule.needs_loss or session is None:
-            return book.measurement(None)
+            return own.measurement(None)
         if self._loss is None:
             raise MisconfigurationException(
                 f"{self.label} needs the loss of every step for {self.rule}, and there was none since the last one. "
@@ -220,8 +220,9 @@ class LearningRateControl(CalibratedCallback):
         loss = self._loss
         if session.trainer.world_size > 1:
             loss = session.trainer.strategy.reduce(loss, reduce_op="mean")
-        return book.measurement(loss * ledger.completion)
+        return own.measurement(loss * record.window_scale)
 
-    def row(self, ledger: Ledger) -> Row:
+    def row(self, view: GradientView, record: StepRecord, memory: OptimizerMemory) -> Row:
         """The rates."""
-        return {tag: rate for tag, rate in ledger.rates.items() if ledger.turn and tag.startswith("calib/lr")}
+        rates = rates_of(record) if record.turn else Row()
+        return {tag: rate for tag, rate in rates.items() if tag.startswith("calib/lr")}

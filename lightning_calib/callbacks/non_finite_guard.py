@@ -10,21 +10,24 @@ from torch import Tensor
 
 from lightning_calib.callbacks.base import CalibratedCallback
 from lightning_calib.fit.messages import warn
-from lightning_calib.fit.scalar_row import Row, counters
+from lightning_calib.fit.participant import FitStart, Needs, Row
+from lightning_calib.fit.scalar_row import counters
 from lightning_calib.fit.session import Session
 from lightning_calib.functional.checks import check_choice, check_count, message
 from lightning_calib.functional.dtensor import whole
 from lightning_calib.functional.finiteness import Bad, look_closer
 from lightning_calib.functional.plan import Plan
-from lightning_calib.incidents.batch_files import BatchKeeper
-from lightning_calib.incidents.batch_norm_backup import Statistics, broken
-from lightning_calib.incidents.culprit import Origin, origin
-from lightning_calib.incidents.drop_step import count, drop, seen_by_scaler
-from lightning_calib.incidents.incident_log import GuardBook
-from lightning_calib.incidents.micro_batches import Window
+from lightning_calib.incidents.batch_files import BatchFiles
+from lightning_calib.incidents.batch_norm_backup import BatchNormBackup, broken
+from lightning_calib.incidents.culprit import Culprit, culprit
+from lightning_calib.incidents.drop_step import drop, seen_by_scaler
+from lightning_calib.incidents.incident_log import IncidentLog
+from lightning_calib.incidents.micro_batches import MicroBatches
 from lightning_calib.report.incident import Incident, NonFiniteGradientError, describe, hopeless
-from lightning_calib.steps.gradient_view import Ledger
+from lightning_calib.steps.gradient_view import GradientView
+from lightning_calib.steps.optimizer_memory import OptimizerMemory
 from lightning_calib.steps.scaled_rates import rate_of
+from lightning_calib.steps.step_record import Overflow, StepRecord
 
 
 class NonFiniteGuard(CalibratedCallback):
@@ -72,9 +75,7 @@ class NonFiniteGuard(CalibratedCallback):
         skipped step, as they do when a GradScaler skips.
     """
 
-    _transient: ClassVar[tuple[str, ...]] = (*CalibratedCallback._transient, "_window", "_statistics")
-
-    guards = True
+    _transient: ClassVar[tuple[str, ...]] = (*CalibratedCallback._transient, "_window", "_backup")
 
     def __init__(
         self,
@@ -92,33 +93,33 @@ class NonFiniteGuard(CalibratedCallback):
             raise TypeError(message("save_batch_to", "a folder's path or None", save_batch_to, 'Use "bad_batches".'))
         self.action, self.max_consecutive, self.max_total = action, max_consecutive, max_total
         self.save_batch_to = save_batch_to
-        self.acts = action != "warn"
+        self.needs = Needs(acts=action != "warn", guards=True)
 
     # Before the step
 
-    def start(self, session: Session) -> str | None:
+    def start(self, fit: FitStart) -> str | None:
         """Refuse what would fail on a dropped gradient; find the BatchNorm statistics."""
-        if self.action == "skip" and session.clip.how == "value":
+        if self.action == "skip" and fit.clip.how == "value":
             raise MisconfigurationException(
-                f"{self.label}('skip') cannot drop steps under {session.clip}: the Trainer's value clip fails where "
+                f"{self.label}('skip') cannot drop steps under {fit.clip}: the Trainer's value clip fails where "
                 "there is no gradient. Use GradientValueClip instead of the Trainer's argument."
             )
-        self._statistics = Statistics(session.module)
-        self._keeper = BatchKeeper(self.save_batch_to)
-        self._order = {name: i for i, name in enumerate(Plan.of(session.module).names)}
-        self._window = Window(keep=self.save_batch_to is not None)
+        self._backup = BatchNormBackup(fit.module)
+        self._files = BatchFiles(self.save_batch_to)
+        self._order = {name: i for i, name in enumerate(Plan.of(fit.module).names)}
+        self._window = MicroBatches(keep=self.save_batch_to is not None)
         return f"{self.label}: {self.action}"
 
-    def lay(self, ledger: Ledger) -> None:
-        """Take up the counts."""
-        self.keep(ledger, GuardBook())
+    def lay(self, view: GradientView) -> IncidentLog:
+        """Nothing has happened yet."""
+        return IncidentLog()
 
     def on_train_batch_start(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
     ) -> None:
         """Open a window, or go on with it."""
         if self._session is not None and self._window.add(batch_idx, batch) and self.action == "skip":
-            self._statistics.keep()
+            self._backup.keep()
 
     def on_before_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", loss: Tensor) -> None:
         """Keep the loss, on its device."""
@@ -136,75 +137,82 @@ class NonFiniteGuard(CalibratedCallback):
 
     # At the step
 
-    def look_again(self, ledger: Ledger) -> None:
+    def inspect_again(self, view: GradientView, record: StepRecord) -> StepRecord:
         """Behind a foreign callback."""
-        self.inspect(ledger)
+        return self.inspect(view, record)
 
-    def inspect(self, ledger: Ledger) -> None:
+    def inspect(self, view: GradientView, record: StepRecord) -> StepRecord:
         """One boolean; and, if it is bad, the closer look."""
-        session, book = self._session, self._books[ledger.index]
-        if session is None or ledger.before is None or book.judged:
-            return
+        session, log = self._session, self._own[view.index]
+        if session is None or record.norm_before is None or log.judged:
+            return record
         self._window.stepped = True
-        bad = [] if ledger.is_finite() else look_closer(ledger.plan, ledger.gradients)
+        first = view.reading()
+        finite = view.is_finite()
+        if view.reading() is not first and not bool(record.norm_before.isfinite()):
+            record = record._replace(norm_before=view.norm())  # it had only overflowed
+        bad = [] if finite else look_closer(view.plan, view.gradients)
         if not bad:  # or every element is finite, and only their norm is too large for its type
-            return
-        book.judged = True
-        scale = float(session.scaler.get_scale()) if session.scaler is not None else None
-        source = origin(session, self._window)
-        routine = scale is not None and seen_by_scaler(ledger)
+            return record
+        log.judged = True
+        scale = float(view.scaler.get_scale()) if view.scaler is not None else None
+        found = culprit(session.trainer, self._window)
+        routine = scale is not None and seen_by_scaler(view)
         if scale is not None and routine:
-            book.overflow()
-            self._tell_sickness(book, scale)
-            routine = not source.lost and scale >= 1
+            log.overflow()
+            self._warn_of_scaler(log, scale)
+            routine = not found.lost and scale >= 1
         if not routine:
-            self._tell(session, ledger, source, bad, scale)
+            record = record._replace(incident=self._report(session, view, found, bad, scale))
         elif self.action == "skip":
-            self._statistics.put_back()
+            self._backup.put_back()
         if self.action == "skip":
-            drop(ledger, routine=routine)
-        count(ledger, incident=not routine)
+            drop(view, routine=routine)
+        in_kernel = view.fused and view.has_gradient and seen_by_scaler(view)
+        return record._replace(live=view.has_gradient, overflow=Overflow(not routine, in_kernel))
 
-    def observe(self, ledger: Ledger) -> None:
+    def observe(self, view: GradientView, record: StepRecord) -> None:
         """The step is over: a streak ends with a healthy one."""
-        self._books[ledger.index].close()
+        self._own[view.index].close()
 
-    def _tell(self, session: Session, ledger: Ledger, source: Origin, bad: Sequence[Bad], scale: float | None) -> None:
-        """Say what was found, save the evidence, and give up if it is enough."""
-        book, trainer = self._books[ledger.index], session.trainer
-        book.incident()
-        limit = self._limit(book)
+    def _report(
+        self, session: Session, view: GradientView, found: Culprit, bad: Sequence[Bad], scale: float | None
+    ) -> tuple[int, str, str]:
+        """Say what was found, save the evidence, and give up if it is enough; returns it for the tab."""
+        log, trainer = self._own[view.index], session.trainer
+        log.incident()
+        limit = self._limit(log)
         parts = trainer.accumulate_grad_batches if session.module.automatic_optimization else 1
-        rate = rate_of(ledger.optimizer.param_groups[0])
+        rate = rate_of(view.optimizer.param_groups[0])
         deepest = max(bad, key=lambda one: self._order.get(one.name, -1))
         incident = Incident(
             where=f"step {session.step} (epoch {trainer.current_epoch}, batch {self._window.index})",
             bad=len(bad),
-            tensors=len(ledger.plan.tensors),
+            tensors=len(view.plan.tensors),
             deepest=str(deepest),
             loss=self._window.loss(parts / (scale or 1.0)),
             rate=None if rate is None else float(rate),
             scale=scale,
-            broken=broken(session.module, self._statistics, put_back=self.action == "skip"),
-            origin=source.text,
+            broken=broken(session.module, self._backup, put_back=self.action == "skip"),
+            origin=found.text,
         )
-        text = describe(incident, self._outcome(book, limit, seen=seen_by_scaler(ledger)))
-        saved = self._keeper.save(text, source.evidence, trainer.global_rank, session.step)
-        book.remember(text)
-        ledger.incidents.append((session.step, deepest.name, text))
-        if book.loud:
+        text = describe(incident, self._outcome(log, limit, seen=seen_by_scaler(view)))
+        saved = self._files.save(text, found.evidence, trainer.global_rank, session.step)
+        log.remember(text)
+        if log.loud:
             warn(f"{text} {saved}".strip())
         if limit:
-            raise NonFiniteGradientError(hopeless(limit, book.last, trainer.precision))
+            raise NonFiniteGradientError(hopeless(limit, log.last, trainer.precision))
+        return session.step, deepest.name, text
 
-    def _limit(self, book: GuardBook) -> str:
+    def _limit(self, log: IncidentLog) -> str:
         """Why the run ends here; empty if it does not."""
         if self.action == "raise":
             return "A gradient is not finite."
-        beyond = book.beyond(self.max_consecutive, self.max_total) if self.action == "skip" else ""
+        beyond = log.beyond(self.max_consecutive, self.max_total) if self.action == "skip" else ""
         return beyond and f"{beyond} Raise the limit only if the data, not the model, is to blame."
 
-    def _outcome(self, book: GuardBook, limit: str, *, seen: bool) -> str:
+    def _outcome(self, log: IncidentLog, limit: str, *, seen: bool) -> str:
         micros = len(self._window.micros)
         window = f" (a window of {micros} micro-batches)" if micros > 1 else ""
         if limit:
@@ -213,24 +221,24 @@ class NonFiniteGuard(CalibratedCallback):
             done = f"the step{window} is skipped"
         else:
             done = f"the GradScaler skips the step{window}" if seen else "the step goes on as it is"
-        return f"{done}, {book.row} in a row, {book.total} in all"
+        return f"{done}, {log.row} in a row, {log.total} in all"
 
-    def _tell_sickness(self, book: GuardBook, scale: float) -> None:
-        reason = book.falls_sick(scale)
+    def _warn_of_scaler(self, log: IncidentLog, scale: float) -> None:
+        reason = log.falls_sick(scale)
         if reason:
             warn(
                 f"the GradScaler is not well: {reason}. Use precision='bf16-mixed', a larger epsilon where the model "
                 "divides, or a shorter growth_interval; if the loss itself grows, a lower learning rate."
             )
 
-    def finish(self, session: Session) -> None:
+    def finish(self) -> None:
         """Let go of the batches and of the module's buffers."""
         self.__dict__.pop("_window", None)
-        self.__dict__.pop("_statistics", None)
+        self.__dict__.pop("_backup", None)
 
-    def row(self, ledger: Ledger) -> Row:
+    def row(self, view: GradientView, record: StepRecord, memory: OptimizerMemory) -> Row:
         """The counters."""
-        row = counters(ledger)
-        if ledger.turn and "calib/loss_scale" in ledger.rates:
-            row["calib/loss_scale"] = ledger.rates["calib/loss_scale"]
+        row = counters(memory.steps)
+        if record.turn and record.rates is not None and record.rates.loss_scale is not None:
+            row["calib/loss_scale"] = record.rates.loss_scale
         return row

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from lightning_calib.callbacks.segment_rescaler import Rescaler
+from lightning_calib.callbacks.segment_rescaler import SegmentRescaler
 from lightning_calib.functional.judge import Policy
 from lightning_calib.policies import EMARelative, Percentile, WeightRelative, ZScore
 from lightning_calib.policies.global_warmup import GlobalWarmup
@@ -11,7 +11,7 @@ from lightning_calib.policies.global_warmup import GlobalWarmup
 Rules = Mapping[str, Policy | float | None]
 
 
-class AutoClip(Rescaler):
+class AutoClip(SegmentRescaler):
     """Clip the whole gradient at a percentile of the norms so far: ``Percentile`` x "global".
 
     Args:
@@ -56,7 +56,7 @@ class AutoClip(Rescaler):
         super().__init__(policy, "global", clip=True, rules=rules, dry_run=dry_run, name=name)
 
 
-class ZClip(Rescaler):
+class ZClip(SegmentRescaler):
     """Clip the whole gradient when its norm is a statistical outlier: ``ZScore`` x "global".
 
     Args:
@@ -110,7 +110,7 @@ class ZClip(Rescaler):
         super().__init__(policy, "global", clip=True, rules=rules, dry_run=dry_run, name=name)
 
 
-class AGC(Rescaler):
+class AGC(SegmentRescaler):
     r"""Clip each output unit relative to its weights: ``WeightRelative`` x "unit".
 
     Args:
@@ -159,7 +159,7 @@ class AGC(Rescaler):
         super().__init__(policy, "unit", clip=True, rules=rules, dry_run=dry_run, name=name, exclude=exclude)
 
 
-class AdaGC(Rescaler):
+class AdaGC(SegmentRescaler):
     r"""Clip each tensor relative to its own average norm, after a global warm-up: ``EMARelative`` x "parameter".
 
     Args:

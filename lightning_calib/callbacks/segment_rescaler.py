@@ -10,8 +10,7 @@ from torch import nn
 
 from lightning_calib.callbacks.base import CalibratedCallback
 from lightning_calib.fit.parameter_names import check_globs, check_name, first_match
-from lightning_calib.fit.scalar_row import Row
-from lightning_calib.fit.session import Session
+from lightning_calib.fit.participant import FitStart, Needs, Row
 from lightning_calib.functional.checks import check_flag, message
 from lightning_calib.functional.clip import check_norm_type
 from lightning_calib.functional.judge import Policy
@@ -19,10 +18,12 @@ from lightning_calib.functional.plan import Plan
 from lightning_calib.functional.segments import Scope, Segments, check_scope
 from lightning_calib.policies import MaxNorm
 from lightning_calib.policies.warmup import Warmup
-from lightning_calib.steps.gradient_view import Ledger
-from lightning_calib.steps.policy_parts import Book, Part
+from lightning_calib.steps.gradient_view import GradientView
+from lightning_calib.steps.optimizer_memory import OptimizerMemory
+from lightning_calib.steps.policy_parts import Part, PartsMemory
+from lightning_calib.steps.step_record import Fired, StepRecord
 
-Rule = Policy | float | None
+PolicyLike = Policy | float | None
 
 
 def as_policy(name: str, rule: object) -> Policy | None:
@@ -37,19 +38,17 @@ def as_policy(name: str, rule: object) -> Policy | None:
     raise TypeError(message(name, "a number, a policy or None", rule, "Use for instance 1.0 or Percentile(95)."))
 
 
-class Rescaler(CalibratedCallback):
+class SegmentRescaler(CalibratedCallback):
     """Rescales every segment of its scope towards its policy's target: to min(t, n), or to t itself."""
-
-    clips = works_loose = True
 
     def __init__(
         self,
-        policy: Rule,
+        policy: PolicyLike,
         scope: Scope,
         *,
         clip: bool,
         norm_type: float = 2.0,
-        rules: Mapping[str, Rule] | None = None,
+        rules: Mapping[str, PolicyLike] | None = None,
         dry_run: bool = False,
         name: str | None = None,
         exclude: Sequence[str] | Literal["auto"] = (),
@@ -63,25 +62,28 @@ class Rescaler(CalibratedCallback):
         self.rules = {glob: as_policy(f"rules[{glob!r}]", rule) for glob, rule in _check_rules(rules).items()}
         self.scope, self.norm_type, self.dry_run, self.name = scope, float(norm_type), dry_run, name
         self.exclude = exclude if isinstance(exclude, str) and exclude == "auto" else _check_exclude(exclude)
-        self.needs_units, self.norm_types = scope == "unit", (self.norm_type,)
-        self.acts = not dry_run
         fixed = scope == "global" and isinstance(self.policy, MaxNorm) and not self.rules
-        self.how = "normalise" if not clip else "fixed" if fixed else "adaptive"
+        self.needs = Needs(
+            acts=not dry_run,
+            clips="normalise" if not clip else "fixed" if fixed else "adaptive",
+            units=scope == "unit",
+            norm_types=(self.norm_type,),
+            fabric=True,
+        )
         self._clip, self._tag = clip, f".{name}" if name else ""
 
-    def start(self, session: Session) -> str | None:
+    def start(self, fit: FitStart) -> str | None:
         """Check the globs against the model's names; tell what is left out, and what a warm-up leaves unbounded."""
-        held = [name for ledger in session.ledgers.values() for name in ledger.plan.names]
-        names = list(dict.fromkeys([*Plan.of(session.module).names, *held]))
+        held = [name for view in fit.views for name in view.plan.names]
+        names = list(dict.fromkeys([*Plan.of(fit.module).names, *held]))
         check_globs("rules", self.rules, names)
         if self.exclude != "auto":
             check_globs("exclude", self.exclude, names)
-        unnamed = [
-            one for one in session.ours if isinstance(one, Rescaler) and one.name is None and one.acts == self.acts
-        ]
+        alike = [one for one in fit.participants if isinstance(one, SegmentRescaler) and one.dry_run == self.dry_run]
+        unnamed = [one for one in alike if one.name is None]
         self._tag = f".{self.name}" if self.name else "" if unnamed[0] is self else f".{type(self).__name__}"
-        self._check_tag(session)
-        self._left_out = frozenset(self._excluded(session.module, names))
+        self._check_tag(alike[: alike.index(self)])
+        self._left_out = frozenset(self._excluded(fit.module, names))
         left_out = f"leaves out {_shortened(sorted(self._left_out))}" if self._left_out else ""
         told = [one for one in (left_out, self._unbounded(names)) if one]
         return f"{self.label} {', and '.join(told)}" if told else None
@@ -91,7 +93,7 @@ class Rescaler(CalibratedCallback):
         used = {first_match(name, self.rules) for name in names}
         steps: dict[int, list[str]] = {}
         for glob, policy in [*self.rules.items(), (None, self.policy)]:
-            if self.acts and glob in used and isinstance(policy, Warmup) and policy.unbounded_steps:
+            if self.needs.acts and glob in used and isinstance(policy, Warmup) and policy.unbounded_steps:
                 part = "what no rule names" if glob is None else repr(glob)
                 steps.setdefault(policy.unbounded_steps, []).append(part)
         whole = "its first {} steps" if not self.rules else "the first {} steps of {}"
@@ -99,11 +101,11 @@ class Rescaler(CalibratedCallback):
         verb = "clips" if self._clip else "rescales"
         return f"{verb} nothing in {told} (set warmup_max_norm to bound them)" if told else ""
 
-    def _check_tag(self, session: Session) -> None:
+    def _check_tag(self, before: "Sequence[SegmentRescaler]") -> None:
         """Two callbacks must not log under one tag: the last one's numbers would win."""
-        for one in session.ours[: session.ours.index(self)]:
-            if isinstance(one, Rescaler) and (one._tag, one.acts) == (self._tag, self.acts):
-                tag = f"calib/{'' if self.acts else 'would_'}clip_fraction{self._tag}"
+        for one in before:
+            if one._tag == self._tag:
+                tag = f"calib/{'would_' if self.dry_run else ''}clip_fraction{self._tag}"
                 raise MisconfigurationException(
                     f"`name` must tell callbacks apart: {one.label} and {self.label} would both log `{tag}`. "
                     f"Give one of them another name, such as {type(self).__name__}(..., name={self._tag[1:] + '_2'!r})."
@@ -118,59 +120,55 @@ class Rescaler(CalibratedCallback):
         pairs = zip(plan.names, plan.tensors, strict=True)
         return [name for name, tensor in pairs if tensor.ndim < 2 or id(tensor) in head]
 
-    def lay(self, ledger: Ledger) -> None:
-        """Label the plan's tensors by rule and scope, and take up what was saved."""
+    def lay(self, view: GradientView) -> PartsMemory:
+        """Label the plan's tensors by rule and scope."""
+        plan = view.plan
         chosen: dict[str | None, list[int]] = {glob: [] for glob in (*self.rules, None)}
-        for i, name in enumerate(ledger.plan.names):
+        for i, name in enumerate(plan.names):
             glob = first_match(name, self.rules)
             if glob is not None or name not in self._left_out:
                 chosen[glob].append(i)
         rules: dict[str | None, Policy | None] = {None: self.policy}
         rules.update(self.rules)
-        every = len(chosen[None]) == len(ledger.plan.tensors)
-        book = Book(
-            ledger,
+        every = len(chosen[None]) == len(plan.tensors)
+        return PartsMemory(
             [
-                Part(policy, Segments.of(ledger.plan, self.scope, None if every else members))
+                Part(policy, Segments.of(plan, self.scope, None if every else members))
                 for glob, members in chosen.items()
                 if members and (policy := rules[glob]) is not None
-            ],
+            ]
         )
-        self.keep(ledger, book)
 
-    def act(self, ledger: Ledger) -> None:
+    def judges(self, own: PartsMemory) -> bool:
+        """Not where its rules leave all parameters alone."""
+        return bool(own.parts)
+
+    def act(self, view: GradientView, record: StepRecord) -> StepRecord:
         """Judge each part, and rescale unless this is a dry run."""
-        book = self._books[ledger.index]
-        fired = []
-        for part in book.parts:
-            report = part.judge(ledger, self.norm_type, clip=self._clip)
-            fired.append(report.clipped.any())
+        reduced = []
+        for part in self._own[view.index].parts:
+            report = part.judge(view, self.norm_type, clip=self._clip)
+            reduced.append(report.clipped.any())
             if not self.dry_run:
-                ledger.rescale(part.segments.spread(report.coefficients))
-        if fired:
-            any_fired = torch.stack(fired).any()
-            ledger.fired[self] = any_fired
-            ledger.reduced += [] if self.dry_run else [any_fired]
+                view.rescale(part.segments.spread(report.coefficients))
+        if not reduced:
+            return record
+        fired = Fired(self.state_key, torch.stack(reduced).any(), acted=not self.dry_run)
+        return record._replace(fired=(*record.fired, fired))
 
-    def observe(self, ledger: Ledger) -> None:
-        """Count the step, also one that somebody skips; not where its rules leave this optimizer alone."""
-        book = self._books[ledger.index]
-        if book.parts:
-            book.count = book.count.add(ledger.fired.get(self) if ledger.live else None)
-
-    def row(self, ledger: Ledger) -> Row:
+    def row(self, view: GradientView, record: StepRecord, memory: OptimizerMemory) -> Row:
         """The threshold, and how often it fired under a name of its own."""
-        book, prefix, row = self._books[ledger.index], "calib/would_" if self.dry_run else "calib/", Row()
-        if (self.dry_run or self._tag) and book.count.window_steps:
-            row[f"{prefix}clip_fraction{self._tag}"] = book.count.fraction
-        threshold = book.threshold() if ledger.turn and ledger.live else None
+        own, prefix, row = self._own[view.index], "calib/would_" if self.dry_run else "calib/", Row()
+        counts = memory.clips.get(self.state_key)
+        if (self.dry_run or self._tag) and counts is not None and counts.window_steps:
+            row[f"{prefix}clip_fraction{self._tag}"] = counts.fraction
+        threshold = own.threshold() if record.turn and record.live else None
         if threshold is not None:
             row[f"{prefix}clip_threshold{self._tag}"] = threshold
-        book.count = book.count.new_window()
         return row
 
 
-def _check_rules(rules: Mapping[str, Rule] | None) -> Mapping[str, Rule]:
+def _check_rules(rules: Mapping[str, PolicyLike] | None) -> Mapping[str, PolicyLike]:
     if rules is not None and not (isinstance(rules, Mapping) and all(isinstance(glob, str) for glob in rules)):
         remedy = 'Use for instance {"encoder.*": 0.1, "head.*": None}.'
         raise TypeError(message("rules", "a mapping from globs to numbers, policies or None", rules, remedy))

@@ -1,12 +1,13 @@
 """From the rows of a run to its events."""
 
 from collections.abc import Sequence
+from copy import copy
 from math import exp, isfinite, nan
 from typing import Any
 
 from torch import Tensor
 
-from lightning_calib.dashboard.layer_baseline import DEAD_ROWS, Usual, aligned
+from lightning_calib.dashboard.layer_baseline import DEAD_ROWS, LayerBaseline, aligned
 from lightning_calib.dashboard.records import Logged
 from lightning_calib.functional.saved_state import ListOf, OrNone, check_saved
 from lightning_calib.report import events
@@ -17,7 +18,7 @@ from lightning_calib.tensorboard.contract import ABSENT, EVENT_KINDS, GLOBAL_NAM
 _PEAK = list(STATISTICS).index("peak")
 
 
-class Happenings:
+class EventDetector:
     """What one optimizer's rows were like, and what of it is worth telling.
 
     Args:
@@ -27,13 +28,20 @@ class Happenings:
     def __init__(self, names: Sequence[str]) -> None:
         self.names = list(names)
         self.row, self.step = 0, 0
-        self.usual = Usual.empty(len(self.names))
+        self.baseline = LayerBaseline.empty(len(self.names))
         self.spikes, self.lr, self.lr_effective = Spikes(), Jumps(), Jumps()
         self.nonfinite, self.skipped = Counter(), Counter()
         self.pauses = {kind: Pause() for kind in EVENT_KINDS}
 
-    def of(self, logged: Logged) -> list[Event]:
-        """The events of a row; the memory moves on."""
+    def after(self, logged: Logged) -> "tuple[list[Event], EventDetector]":
+        """The events of a row, and the detector that remembers it, too; this one stays as it is."""
+        following = copy(self)
+        for key in _DETECTORS:
+            setattr(following, key, copy(getattr(self, key)))
+        following.pauses = {kind: copy(pause) for kind, pause in self.pauses.items()}
+        return following._take(logged), following
+
+    def _take(self, logged: Logged) -> list[Event]:
         pairs = zip(GLOBAL_NAMES, logged.totals.tolist(), strict=True)
         totals = {name: value for name, value in pairs if value != ABSENT}
         peak = logged.layers[:, _PEAK].float()
@@ -44,7 +52,7 @@ class Happenings:
             *self._rate(logged, totals),
         ]
         if bool((peak != ABSENT).any()):  # else it was not this optimizer's turn
-            self.usual = self.usual.add(peak)
+            self.baseline = self.baseline.add(peak)
             found += self._dead(logged)
         self.row, self.step = self.row + 1, logged.step
         return sorted(found, key=lambda event: event.step)
@@ -75,7 +83,7 @@ class Happenings:
         times = self.spikes.times(norm)
         if not times:
             return []
-        rises = self.usual.rises(peak)
+        rises = self.baseline.rises(peak)
         most = int(rises.argmax()) if rises.numel() else -1
         rise = exp(min(float(rises[most]), 700.0)) if rises.numel() and isfinite(float(rises[most])) else 0.0
         layer = self.names[most] if rise > 0 else None
@@ -90,7 +98,7 @@ class Happenings:
         return []
 
     def _dead(self, logged: Logged) -> list[Event]:
-        self.usual, never, lately = self.usual.dead(logged.idle)
+        self.baseline, never, lately = self.baseline.dead(logged.idle)
         named = ((never, True), (lately, False))
         told = [([self.names[i] for i in rows], kind) for rows, kind in named if rows]
         return [events.dead(logged.step, DEAD_ROWS, layers, never=kind) for layers, kind in told]
@@ -100,7 +108,7 @@ class Happenings:
         return {
             "row": self.row,
             "step": self.step,
-            "usual": {key: value.clone() for key, value in self.usual._asdict().items()},
+            "usual": {key: value.clone() for key, value in self.baseline._asdict().items()},
             "pauses": {kind: put_away(pause) for kind, pause in self.pauses.items()},
             **{key: put_away(getattr(self, key)) for key in _DETECTORS},
         }
@@ -111,10 +119,10 @@ class Happenings:
         Raises:
             DamagedStateError: If something does not fit.
         """
-        check_saved(saved, {**Happenings(names).saved(), **_REMEMBERED}, key)
+        check_saved(saved, {**EventDetector(names).saved(), **_REMEMBERED}, key)
         self.row, self.step = saved["row"], saved["step"]
         fresh = {key: aligned(value, names, self.names, 0) for key, value in saved["usual"].items()}
-        self.usual = Usual(**fresh)
+        self.baseline = LayerBaseline(**fresh)
         for kind, pause in self.pauses.items():
             take_up(pause, saved["pauses"][kind])
         for key in _DETECTORS:

@@ -11,7 +11,7 @@ _FASTEST = 0.1  # share of the way to the newest value that the level goes
 _FARTHEST = 0.7  # natural logarithm: so far does one row count at most, a spike moves the level like a doubling
 
 
-class Usual(NamedTuple):
+class LayerBaseline(NamedTuple):
     """Of T tensors, every field of shape (T,).
 
     Attributes:
@@ -29,26 +29,26 @@ class Usual(NamedTuple):
     told: Tensor
 
     @staticmethod
-    def empty(tensors: int) -> "Usual":
+    def empty(tensors: int) -> "LayerBaseline":
         """Nothing seen."""
         count, flag = torch.zeros(tensors, dtype=torch.int64), torch.zeros(tensors, dtype=torch.bool)
-        return Usual(torch.zeros(tensors), count, count, flag, flag)
+        return LayerBaseline(torch.zeros(tensors), count, count, flag, flag)
 
     def rises(self, peak: Tensor) -> Tensor:
         """The natural logarithm of how far each norm is above its level; -inf where there is none, or no level."""
         valid = _valid(peak) & (self.rows > 0)
         return torch.where(valid, peak.clamp(min=1e-38).log() - self.level, -torch.inf)
 
-    def add(self, peak: Tensor) -> "Usual":
+    def add(self, peak: Tensor) -> "LayerBaseline":
         """Take in a row: the largest norm of each tensor since the last one; -1 where it had no gradient."""
         valid, found = _valid(peak), peak.clamp(min=1e-38).log()
         share = (1.0 / (self.rows + 1)).clamp(min=_FASTEST)
         step = torch.where(self.rows > 0, (found - self.level).clamp(-_FARTHEST, _FARTHEST), found - self.level)
         level = torch.where(valid, self.level + share * step, self.level)
         quiet = torch.where((peak == 0) | (peak < 0), self.quiet + 1, 0)
-        return Usual(level, self.rows + valid, quiet, self.given | (peak >= 0) | peak.isnan(), self.told)
+        return LayerBaseline(level, self.rows + valid, quiet, self.given | (peak >= 0) | peak.isnan(), self.told)
 
-    def dead(self, idle: Tensor) -> tuple["Usual", list[int], list[int]]:
+    def dead(self, idle: Tensor) -> tuple["LayerBaseline", list[int], list[int]]:
         """Tensors without a gradient for long, each told once: those that never got any, and the others.
 
         ``idle``, shape (T,), bool, marks those that are meant to have none.

@@ -7,27 +7,29 @@ import torch
 from torch import Tensor
 
 from lightning_calib.dashboard.layer_baseline import aligned
+from lightning_calib.dashboard.record_stream import RecordStream
 from lightning_calib.dashboard.records import Rows
-from lightning_calib.functional.exponent_counts import magnitudes
+from lightning_calib.functional.exponent_counts import exponent_counts
 from lightning_calib.functional.plan import Plan
 from lightning_calib.functional.saved_state import ListOf, OrNone, check_saved, entry
-from lightning_calib.steps.gradient_view import Ledger
-from lightning_calib.steps.step_hooks import After
-from lightning_calib.steps.weight_update import Moved, strides
+from lightning_calib.steps.gradient_view import GradientView
+from lightning_calib.steps.step_record import StepRecord
+from lightning_calib.steps.weight_update import WeightUpdate, strides
 from lightning_calib.tensorboard.contract import ABSENT, ABSENT_EXPONENT, HIGH_EXPONENT, LOW_EXPONENT, STATISTICS
 
+_INCIDENTS = 20
 BEFORE, AFTER, PEAK, WEIGHT, UPDATE = map(list(STATISTICS).index, ("before", "after", "peak", "weight", "update"))
 
 
-def rows_of(ledger: Ledger) -> Rows:
+def rows_of(view: GradientView) -> Rows:
     """What a record of this optimizer's plan is of."""
-    plan = ledger.plan
+    plan = view.plan
     filled = [tensor for tensor in plan.tensors if tensor.numel()]
     sampled = iter(stride > 1 for stride in strides(filled))
     return Rows(
-        optimizer=ledger.index,
-        kind=type(ledger.optimizer).__name__,
-        suffix=ledger.suffix,
+        optimizer=view.index,
+        kind=type(view.optimizer).__name__,
+        suffix=view.suffix,
         names=plan.names,
         owners=plan.layers,
         dims=tuple(tensor.ndim for tensor in plan.tensors),
@@ -49,18 +51,63 @@ class Masks(NamedTuple):
     after: list[bool]
 
 
-class Witness:
-    """The largest norms since the last row, and what was seen of the step that is logged."""
+class TabMemory(NamedTuple):
+    """What the tab remembers of one optimizer between two rows; a value.
 
-    def __init__(self, ledger: Ledger, rows: Rows) -> None:
-        self.ledger, self.rows = ledger, rows
-        self.filled = [tensor.numel() > 0 for tensor in ledger.plan.tensors]
-        self.clear()
+    Attributes:
+        stream: What its records remember.
+        peak: The largest norm of each tensor since the last row, shape (T,); None without a step.
+        since: Which tensors had a gradient since the last row.
+        incidents: Bad steps since the last row, at most the last 20: step, tensor, sentence.
+    """
 
-    def clear(self) -> None:
-        """A row was written."""
-        self.peak: Tensor | None = None
-        self.since: list[bool] = []
+    stream: RecordStream
+    peak: Tensor | None = None
+    since: tuple[bool, ...] = ()
+    incidents: tuple[tuple[int, str, str], ...] = ()
+
+    def add(self, norms: Tensor, given: Sequence[bool]) -> "TabMemory":
+        """Take in a step: the tensors' norms, and which of them had a gradient."""
+        peak = norms if self.peak is None else torch.maximum(self.peak, norms)
+        since = tuple(a or b for a, b in zip(self.since, given, strict=True)) if self.since else tuple(given)
+        return self._replace(peak=peak, since=since)
+
+    def add_incident(self, incident: tuple[int, str, str]) -> "TabMemory":
+        """Take in a bad step of which more is known."""
+        return self._replace(incidents=(*self.incidents, incident)[-_INCIDENTS:])
+
+    def saved(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        peak = None if self.peak is None else self.peak.detach().cpu().clone()
+        incidents = [list(one) for one in self.incidents]
+        return {**self.stream.saved(), "peak": peak, "since": list(self.since), "incidents": incidents}
+
+    @staticmethod
+    def restored(rows: Rows, plan: Plan, saved: dict[str, Any], key: str) -> "TabMemory":
+        """What was saved, of these rows or of others.
+
+        Raises:
+            DamagedStateError: If something does not fit.
+        """
+        stream, names = RecordStream.restored(rows, saved, key), saved["names"]
+        peak, since, incidents = (entry(saved, name, key) for name in ("peak", "since", "incidents"))
+        check_saved(incidents, ListOf([0, "", ""]), f"{key}.incidents")
+        check_saved(peak, OrNone(torch.full((len(names),), torch.nan)), f"{key}.peak")
+        check_saved(since, [] if peak is None else [False] * len(names), f"{key}.since")
+        found = TabMemory(stream, incidents=tuple((step, name, text) for step, name, text in incidents))
+        if peak is None:
+            return found
+        known = aligned(torch.tensor(since, dtype=torch.bool), names, rows.names, False)
+        peak = aligned(peak, names, rows.names, 0.0).to(plan.device, plan.dtype)
+        return found._replace(peak=peak, since=tuple(known.tolist()))
+
+
+class LayerTable:
+    """The numbers of every tensor in the step that is logged, on the device."""
+
+    def __init__(self, view: GradientView, rows: Rows) -> None:
+        self.view, self.rows = view, rows
+        self.filled = [tensor.numel() > 0 for tensor in view.plan.tensors]
         self.forget()
 
     def forget(self) -> None:
@@ -71,39 +118,30 @@ class Witness:
         self.counts_before: Tensor | None = None
         self.counts_after: Tensor | None = None
 
-    def see(self) -> None:
-        """Every step: keep the largest of each tensor's norm, out of the reading that is there anyway."""
-        norms = self.ledger.reading().tensors
-        self.peak = norms if self.peak is None else torch.maximum(self.peak, norms)
-        if not self.since:
-            self.since = self._given()
-        elif not all(self.since):
-            self.since = [a or b for a, b in zip(self.since, self._given(), strict=True)]
-
-    def _given(self) -> list[bool]:
-        pairs = zip(self.ledger.gradients, self.filled, strict=True)
+    def given(self) -> list[bool]:
+        """Which tensors have a gradient, and elements."""
+        pairs = zip(self.view.gradients, self.filled, strict=True)
         return [gradient is not None and filled for gradient, filled in pairs]
 
     def see_logged(self, *, histograms: bool) -> None:
         """The step that is logged, before anybody acts."""
         self.forget()
-        self.before, self.given_before = self.ledger.reading().tensors, self._given()
+        self.before, self.given_before = self.view.reading().tensors, self.given()
         self.counts_before = self._counts(self.given_before) if histograms else None
 
     def see_used(self) -> None:
         """The same, as the optimizer uses it."""
-        self.given_after = self._given()
+        self.given_after = self.given()
         if self.counts_before is not None:
             self.counts_after = self._counts(self.given_after)
 
     def _counts(self, given: list[bool]) -> Tensor:
         """Shape (M, 67), see ``HISTOGRAM_COLUMNS``."""
-        ledger, owners = self.ledger, self.rows.module_of
-        factor = None
-        if ledger.scale is not None or ledger.completion != 1.0:
-            factor = torch.full((), ledger.completion, device=ledger.plan.device)
-            factor = factor if ledger.scale is None else factor / ledger.scale.to(factor.device)
-        found = magnitudes(ledger.plan, ledger.gradients, owners, LOW_EXPONENT, HIGH_EXPONENT, factor)
+        view, owners, factor = self.view, self.rows.module_of, None
+        if view.scale is not None or view.window_scale != 1.0:
+            factor = torch.full((), view.window_scale, device=view.plan.device)
+            factor = factor if view.scale is None else factor / view.scale.to(factor.device)
+        found = exponent_counts(view.plan, view.gradients, owners, LOW_EXPONENT, HIGH_EXPONENT, factor)
         found = found.clamp(min=ABSENT_EXPONENT)
         owning = {owner for owner, one in zip(owners, given, strict=True) if one}
         for module in range(len(self.rows.modules)):
@@ -111,23 +149,23 @@ class Witness:
                 found[module] = ABSENT
         return found
 
-    def numbers(self, after: After) -> tuple[Tensor, Masks]:
+    def numbers(self, record: StepRecord, tab: TabMemory) -> tuple[Tensor, Masks]:
         """The layers, shape (T, 5), on the device, and which of them mean something; the rest of them is zero."""
-        plan = self.ledger.plan
+        plan = self.view.plan
         nothing = torch.zeros(len(plan.tensors), dtype=plan.wide, device=plan.device)
         columns = [nothing] * len(STATISTICS)
-        for column, norms in ((BEFORE, self.before), (PEAK, self.peak)):
+        for column, norms in ((BEFORE, self.before), (PEAK, tab.peak)):
             columns[column] = nothing if norms is None else norms.to(nothing)
         given_after: list[bool] = []
-        if after.reading is not None:
-            columns[AFTER] = after.reading.tensors.to(nothing)
+        if record.used is not None:
+            columns[AFTER] = record.used.tensors.to(nothing)
             given_after = self.given_after or self.given_before
-        if after.update is not None:
-            columns[WEIGHT], columns[UPDATE] = self._spread(nothing, after.update)
-        since = self.since or [False] * len(plan.tensors)
-        return torch.stack(columns, dim=1), Masks(self.given_before, since, given_after)
+        if record.update is not None:
+            columns[WEIGHT], columns[UPDATE] = self._spread(nothing, record.update)
+        since = list(tab.since) or [False] * len(plan.tensors)
+        return torch.stack(columns, dim=1), Masks(self.given_before if record.turn else [], since, given_after)
 
-    def _spread(self, nothing: Tensor, moved: Moved) -> tuple[Tensor, Tensor]:
+    def _spread(self, nothing: Tensor, moved: WeightUpdate) -> tuple[Tensor, Tensor]:
         """A tensor without elements has no place among the samples."""
         if all(self.filled):
             return moved.weights.to(nothing), moved.updates.to(nothing)
@@ -141,28 +179,6 @@ class Witness:
             return None
         after = torch.full_like(self.counts_before, ABSENT) if self.counts_after is None else self.counts_after
         return torch.stack([self.counts_before, after])
-
-    def saved(self) -> dict[str, Any]:
-        """For the checkpoint."""
-        peak = None if self.peak is None else self.peak.detach().cpu().clone()
-        incidents = [list(one) for one in self.ledger.incidents]
-        return {"peak": peak, "since": list(self.since), "incidents": incidents}
-
-    def restore(self, saved: dict[str, Any], names: Sequence[str], key: str) -> None:
-        """Take up what was saved of the rows ``names``.
-
-        Raises:
-            DamagedStateError: If something does not fit.
-        """
-        peak, since, incidents = (entry(saved, name, key) for name in ("peak", "since", "incidents"))
-        check_saved(incidents, ListOf([0, "", ""]), f"{key}.incidents")
-        check_saved(peak, OrNone(torch.full((len(names),), torch.nan)), f"{key}.peak")
-        check_saved(since, [] if peak is None else [False] * len(names), f"{key}.since")
-        self.ledger.incidents.extend(tuple(one) for one in incidents if tuple(one) not in self.ledger.incidents)
-        if peak is not None:
-            plan = self.ledger.plan
-            self.peak = aligned(peak, names, self.rows.names, 0.0).to(plan.device, plan.dtype)
-            self.since = aligned(torch.tensor(since, dtype=torch.bool), names, self.rows.names, False).tolist()
 
 
 def layers_of(found: Tensor, masks: Masks, plan: Plan, *, taken: bool) -> Tensor:

@@ -1,13 +1,14 @@
 """The records of one optimizer: what of a logged row goes into the event file, and what is remembered of it."""
 
 import json
+from copy import copy
 from math import isfinite, nan
 from typing import Any
 
 import torch
 
 from lightning_calib.dashboard.decimation import Pool, room, stride
-from lightning_calib.dashboard.event_detector import Happenings
+from lightning_calib.dashboard.event_detector import EventDetector
 from lightning_calib.dashboard.event_file import Record
 from lightning_calib.dashboard.records import Logged, Rows
 from lightning_calib.functional.saved_state import DamagedStateError, ListOf, OrNone, check_saved, entry
@@ -19,14 +20,14 @@ from lightning_calib.tensorboard.contract import (
     HISTOGRAM_COLUMNS,
     HISTOGRAMS,
     LAYERS,
+    SCALARS,
     SIDES,
     STATISTICS,
 )
 
 HISTOGRAM_EVERY = 10  # logged rows
 _HISTOGRAMS = 100  # at least so many are written before they become rarer
-_LATEST = ("lr", "lr_effective", "loss_scale", "norm_p10", "norm_p50", "norm_p90", "clip_threshold")
-LATEST = torch.tensor([name in _LATEST for name in GLOBAL_NAMES])  # globals of which a pool keeps the last value
+LATEST = torch.tensor([scalar.latest for scalar in SCALARS])  # globals of which a pool keeps the last value
 
 
 def _plain(event: Event) -> dict[str, Any]:
@@ -35,14 +36,17 @@ def _plain(event: Event) -> dict[str, Any]:
     return event._replace(value=event.value if known else None)._asdict()
 
 
-class Stream:
-    """Turns rows into records. Everything that a later record depends on is in `saved`."""
+class RecordStream:
+    """Turns rows into records. Everything that a later record depends on is in `saved`.
+
+    A value for its users: `after` and `told` give another stream, and leave this one as it is.
+    """
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
         self.layers, self.totals = Pool(), Pool()
-        self.happenings = Happenings(rows.names)
-        self.waiting: list[Event] = []
+        self.detector = EventDetector(rows.names)
+        self.waiting: tuple[Event, ...] = ()
 
     @property
     def histogram_due(self) -> bool:
@@ -51,25 +55,35 @@ class Stream:
         size = len(self.rows.modules) * len(SIDES) * len(HISTOGRAM_COLUMNS) * 4
         return rest == 0 and turn % stride(turn, min(_HISTOGRAMS, room(size))) == 0
 
-    def take(self, row: Logged) -> list[Record]:
-        """The records of a row: none where it goes into one that is not full yet."""
-        self.waiting += self.happenings.of(row)
-        first = room(row.layers.numel() * 4)
-        found = []
-        self.layers, full = self.layers.add(row.step, row.layers, first)
+    def after(self, row: Logged) -> "tuple[list[Record], RecordStream]":
+        """The records of a row, none where it goes into one that is not full yet; and the stream that goes on."""
+        following, found, first = copy(self), [], room(row.layers.numel() * 4)
+        events, following.detector = self.detector.after(row)
+        following.waiting = (*self.waiting, *events)
+        following.layers, full = self.layers.add(row.step, row.layers, first)
         if full.values is not None:
             found.append(self.rows.record(LAYERS, full.values))
-        self.totals, full = self.totals.add(row.step, row.totals, first, LATEST)
+        following.totals, full = self.totals.add(row.step, row.totals, first, LATEST)
         if full.values is not None:
             found.append(self.rows.record(GLOBALS, full.values))
         if row.histograms is not None:
             found.append(self.rows.record(HISTOGRAMS, row.histograms))
-        return found + self.events()
+        told, following = following.told()
+        return found + told, following
 
-    def events(self) -> list[Record]:
-        """A record of what has happened since the last one, if anything has."""
-        told, self.waiting = self.waiting, []
-        return [self.rows.record(EVENTS, json.dumps([_plain(event) for event in told]))] if told else []
+    def with_event(self, event: Event) -> "RecordStream":
+        """It goes with the next record of events, if none with its text waits already."""
+        following = copy(self)
+        if event.text not in [one.text for one in self.waiting]:
+            following.waiting = (*self.waiting, event)
+        return following
+
+    def told(self) -> "tuple[list[Record], RecordStream]":
+        """A record of what has happened since the last one, if anything has; and the stream that goes on."""
+        following, events = copy(self), self.waiting
+        following.waiting = ()
+        record = json.dumps([_plain(event) for event in events])
+        return [self.rows.record(EVENTS, record)] if events else [], following
 
     def unfinished(self) -> tuple[list[Record], int]:
         """What the pools hold, and the step it is of: at the end of a run, and when the rows change. They keep it."""
@@ -83,26 +97,29 @@ class Stream:
             "names": list(self.rows.names),
             "layers": self.layers.saved(),
             "totals": self.totals.saved(),
-            "happenings": self.happenings.saved(),
+            "happenings": self.detector.saved(),
             "waiting": [list(event) for event in self.waiting],
         }
 
-    def restore(self, saved: dict[str, Any], key: str = "stream") -> None:
-        """Take up what was saved; what is of other rows is left out, but for what is known by name.
+    @staticmethod
+    def restored(rows: Rows, saved: dict[str, Any], key: str = "stream") -> "RecordStream":
+        """What was saved; what is of other rows is left out, but for what is known by name.
 
         Raises:
             DamagedStateError: If something does not fit.
         """
+        found = RecordStream(rows)
         names, waiting = entry(saved, "names", key), entry(saved, "waiting", key)
         check_saved(names, ListOf(""), f"{key}.names")
         check_saved(waiting, ListOf([0, "", "", OrNone(""), OrNone(nan)]), f"{key}.waiting")
-        self.layers = Pool.restored(entry(saved, "layers", key), (len(names), len(STATISTICS)), f"{key}.layers")
-        self.totals = Pool.restored(entry(saved, "totals", key), (len(GLOBAL_NAMES),), f"{key}.totals")
-        self.happenings.restore(entry(saved, "happenings", key), names, f"{key}.happenings")
-        if not self.layers.rows == self.totals.rows == self.happenings.row:
+        found.layers = Pool.restored(entry(saved, "layers", key), (len(names), len(STATISTICS)), f"{key}.layers")
+        found.totals = Pool.restored(entry(saved, "totals", key), (len(GLOBAL_NAMES),), f"{key}.totals")
+        found.detector.restore(entry(saved, "happenings", key), names, f"{key}.happenings")
+        if not found.layers.rows == found.totals.rows == found.detector.row:
             raise DamagedStateError(
                 f"`{key}.layers.rows`, `{key}.totals.rows` and `{key}.happenings.row` are not the same"
             )
-        if names != list(self.rows.names):
-            self.layers, self.totals = self.layers._replace(values=None), self.totals._replace(values=None)
-        self.waiting = [Event(*one) for one in waiting]
+        if names != list(found.rows.names):
+            found.layers, found.totals = found.layers._replace(values=None), found.totals._replace(values=None)
+        found.waiting = tuple(Event(*one) for one in waiting)
+        return found

@@ -1,248 +1,190 @@
 """The writing side of the "Gradients" tab: rows in, records out, through the TensorBoard logger's own writer."""
 
-from collections.abc import Callable
-from copy import deepcopy
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
-from lightning_calib.dashboard.event_file import Record, RecordWriter, record_writer
-from lightning_calib.dashboard.layer_table import Masks, Witness, layers_of, rows_of
-from lightning_calib.dashboard.record_stream import Stream
+from lightning_calib.dashboard.event_file import Record, RecordWriter
+from lightning_calib.dashboard.layer_table import LayerTable, TabMemory, layers_of, rows_of
+from lightning_calib.dashboard.record_stream import RecordStream
 from lightning_calib.dashboard.records import Logged
 from lightning_calib.dashboard.stock_charts import furnish
-from lightning_calib.fit.messages import warn
-from lightning_calib.fit.scalar_row import Row, on_host, step_row
-from lightning_calib.fit.session import Session
 from lightning_calib.report.events import Event
-from lightning_calib.steps.gradient_view import Ledger
-from lightning_calib.steps.norm_history import Sketch
+from lightning_calib.steps.optimizer_memory import OptimizerMemory
+from lightning_calib.steps.optimizer_run import OptimizerRun
 from lightning_calib.steps.saved_state import Losses, of_optimizer
-from lightning_calib.tensorboard.contract import ABSENT, GLOBAL_NAMES
+from lightning_calib.tensorboard.contract import ABSENT, GLOBAL_NAMES, QUANTILES
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_QUANTILES = {"norm_p10": 0.1, "norm_p50": 0.5, "norm_p90": 0.9}
 
 
-def _safely(method: Callable[P, R]) -> Callable[P, R | None]:
-    """No trouble of the dashboard's ends a run: it is told once, and there is no dashboard any more."""
+def _ends_only_itself(method: Callable[P, R]) -> Callable[P, R | None]:
+    """Any error disables the recorder, with one warning; training goes on."""
 
     @wraps(method)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R | None:
-        dashboard: Any = args[0]
-        if dashboard.off:
+        recorder: Any = args[0]
+        if recorder.off:
             return None
         try:
             return method(*args, **kwargs)
         except Exception as trouble:
-            dashboard.off, dashboard.gathered, dashboard.parts = True, [], []
-            _tell_the_end(trouble)
+            recorder.off = True
+            recorder.tell_the_end(trouble)
             return None
 
     return guarded
 
 
-def _tell_the_end(trouble: Exception) -> None:
-    warn(f"the dashboard's records end here, training goes on: {trouble!r}")
-
-
-class _Part(NamedTuple):
-    """One optimizer's part of a row, as far as it is not on the device."""
-
-    ledger: Ledger
-    masks: Masks
-    histograms: bool
-
-
-class Dashboard:
-    """Sees every step of a session, and writes what the tab shows.
+class Recorder:
+    """Sees every step of a fit, and writes what the tab shows. What it remembers is `TabMemory`, which a session holds.
 
     Args:
-        session: What is seen.
         writers: Where to; on another rank than zero there is none, but everything else is done there too.
         histograms: Whether to count magnitudes.
-        sketch: Gives the norms of an optimizer's run.
         saved: The monitor's state from a checkpoint; empty without one.
         losses: Where to say what of it cannot be taken up.
+        warn: Where sentences go.
     """
 
     def __init__(
         self,
-        session: Session,
         writers: list[RecordWriter],
         *,
         histograms: bool,
-        sketch: Callable[[Ledger], Sketch],
         saved: dict[str, Any],
         losses: Losses,
+        warn: Callable[[str], None],
     ) -> None:
-        self.session, self.writers, self.sketch = session, writers, sketch
-        self.counts, self.kept, self.losses = histograms, saved, losses
+        self.writers, self.counts, self.kept, self.losses, self.warn = writers, histograms, saved, losses, warn
         self.off = False
-        self.streams: dict[int, Stream] = {}
-        self.witnesses: dict[int, Witness] = {}
-        self.gathered: list[Tensor] = []
-        self.parts: list[_Part] = []
+        self.tables: dict[int, LayerTable] = {}  # by the optimizer's index
         self.last = -1  # step of the last record
 
-    @_safely
-    def furnish(self) -> str | None:
+    def tell_the_end(self, trouble: Exception) -> None:
+        """One warning."""
+        self.warn(f"the dashboard's records end here, training goes on: {trouble!r}")
+
+    @_ends_only_itself
+    def furnish(self, suffixes: Sequence[str]) -> str | None:
         """Charts and texts for stock TensorBoard; returns how to see it all, in a line."""
-        suffixes = [ledger.suffix for ledger in self.session.ledgers.values()]
         try:
             found = [furnish(writer.experiment, suffixes) for writer in self.writers]
         except Exception as trouble:  # on this rank alone: the others must not wait for its counts
-            warn(f"TensorBoard's other tabs lack their charts, training goes on: {trouble!r}")
+            self.warn(f"TensorBoard's other tabs lack their charts, training goes on: {trouble!r}")
             return None
         return f"to see the gradients of every layer: {found[0].command}, then {found[0].tab}" if found else None
 
-    @_safely
-    def lay(self, ledger: Ledger) -> None:
+    @_ends_only_itself
+    def prepare(self, run: OptimizerRun) -> None:
         """Prepare for an optimizer's plan; what is known from before goes on."""
-        index, old, rows = ledger.index, None, rows_of(ledger)
-        if index in self.streams:
-            self._write(*self.streams[index].unfinished())
-            old = self._of(index, self.streams[index], ahead=False)
-        self.streams[index], self.witnesses[index] = Stream(rows), Witness(ledger, rows)
-        with self.losses.of("what the Gradients tab remembers"):
-            old = of_optimizer(self.kept, "dashboard", index) if old is None else old
-            if old is not None:  # all of it, or nothing
-                stream, witness = Stream(rows), Witness(ledger, rows)
-                stream.restore(old, f"dashboard.{index}")
-                witness.restore(old, old["names"], f"dashboard.{index}")
-                self.streams[index], self.witnesses[index] = stream, witness
-        self.session.afters[id(ledger.optimizer)].look = self._look
+        view, rows, old = run.view, rows_of(run.view), run.memory.tab
+        self.tables[view.index] = LayerTable(view, rows)
+        saved, tab = None, TabMemory(RecordStream(rows))
+        if old is not None:
+            self.write(*old.stream.unfinished())
+            saved = old.saved()
+        with self.losses.of("what the Gradients tab remembers"):  # all of it, or nothing
+            saved = of_optimizer(self.kept, "dashboard", view.index) if saved is None else saved
+            tab = tab if saved is None else TabMemory.restored(rows, view.plan, saved, f"dashboard.{view.index}")
+        run.memory = run.memory._replace(tab=tab)
 
-    @_safely
-    def witness(self, ledger: Ledger) -> None:
-        """A step begins, and nobody has judged it yet."""
-        witness = self.witnesses[ledger.index]
-        witness.see()
-        if self.session.due:
-            witness.see_logged(histograms=self.counts and self.streams[ledger.index].histogram_due)
+    @_ends_only_itself
+    def begin_step(self, run: OptimizerRun) -> None:
+        """A step begins, and nobody has acted yet."""
+        table, tab = self.tables[run.view.index], run.memory.tab
+        run.memory = run.memory._replace(tab=tab.add(run.view.reading().tensors, table.given()))
+        if run.record.logged:
+            table.see_logged(histograms=self.counts and tab.stream.histogram_due)
 
-    @_safely
-    def _look(self, ledger: Ledger) -> None:
-        self.witnesses[ledger.index].see_used()
+    @_ends_only_itself
+    def end_step(self, run: OptimizerRun) -> None:
+        """Everybody has acted: keep what a guard has found."""
+        if run.record.incident is not None:
+            run.memory = run.memory._replace(tab=run.memory.tab.add_incident(run.record.incident))
 
-    @_safely
-    def gather(self, ledger: Ledger) -> None:
-        """Bring together on the device what the row at hand tells of this optimizer."""
-        witness = self.witnesses[ledger.index]
-        layers, masks = witness.numbers(self.session.afters[id(ledger.optimizer)])
-        counts = witness.histograms() if ledger.turn else None
-        quantiles = self.sketch(ledger).quantiles_of(*_QUANTILES.values())
-        self.gathered += [layers, quantiles, *([] if counts is None else [counts])]
-        self.parts.append(_Part(ledger, masks if ledger.turn else masks._replace(before=[]), counts is not None))
+    @_ends_only_itself
+    def see_used(self, run: OptimizerRun) -> None:
+        """The gradients of a logged step are as the optimizer uses them."""
+        self.tables[run.view.index].see_used()
 
-    @_safely
-    def tell(self, row: dict[str, float], values: list[Tensor], step: int) -> None:
-        """The row is on the host: write it."""
-        parts = [part.ledger for part in self.parts]
-        for ledger, logged in zip(parts, self._logged(row, values, step), strict=True):
-            self._write(self.streams[ledger.index].take(logged), step)
-            self.witnesses[ledger.index].clear()
-            ledger.incidents.clear()
+    @_ends_only_itself
+    def collect(self, run: OptimizerRun, memory: OptimizerMemory) -> list[Tensor]:
+        """The tensors of one optimizer that a row needs on the host: layers, quantiles and, where due, histograms."""
+        layers, _ = self.tables[run.view.index].numbers(run.record, memory.tab)
+        counts = self.tables[run.view.index].histograms() if run.record.turn else None
+        nothing = torch.full((len(QUANTILES),), torch.inf)
+        quantiles = nothing if memory.norms is None else memory.norms.quantiles_of(*QUANTILES.values())
+        return [layers, quantiles, *([] if counts is None else [counts])]
 
-    def _logged(self, row: dict[str, float], values: list[Tensor], step: int) -> list[Logged]:
-        """What each optimizer's stream is told; nothing is gathered any more."""
-        parts, self.parts, self.gathered = self.parts, [], []
-        each, found = iter(values), []
-        for ledger, masks, counted in parts:
-            layers, quantiles = next(each), next(each)
-            mine = {_name(tag, ledger.suffix): value for tag, value in row.items() if tag.endswith(ledger.suffix)}
-            known = dict(zip(_QUANTILES, quantiles.nan_to_num(posinf=ABSENT).tolist(), strict=True))
-            told = {name.partition(".")[0]: value for name, value in mine.items()} | mine | known
-            logged = Logged(
-                step=step,
-                layers=layers_of(layers, masks, ledger.plan, taken="update_norm" in told),
-                totals=torch.tensor([told.get(name, ABSENT) for name in GLOBAL_NAMES]),
-                histograms=next(each) if counted else None,
-                idle=torch.tensor([not (one.requires_grad and one.numel()) for one in ledger.plan.tensors]),
-                incidents=tuple(ledger.incidents),
-            )
-            found.append(logged)
-        return found
+    @_ends_only_itself
+    def close(
+        self, run: OptimizerRun, memory: OptimizerMemory, row: dict[str, float], values: Sequence[Tensor], step: int
+    ) -> tuple[list[Record], TabMemory]:
+        """The records of a row that is on the host, and what the tab remembers after it. It changes nothing."""
+        (layers, quantiles, *counts), view, tab = values, run.view, memory.tab
+        _, masks = self.tables[view.index].numbers(run.record, tab)
+        mine = {_name(tag, view.suffix): value for tag, value in row.items() if tag.endswith(view.suffix)}
+        known = dict(zip(QUANTILES, quantiles.nan_to_num(posinf=ABSENT).tolist(), strict=True))
+        totals = {name.partition(".")[0]: value for name, value in mine.items()} | mine | known
+        logged = Logged(
+            step=step,
+            layers=layers_of(layers, masks, view.plan, taken="update_norm" in totals),
+            totals=torch.tensor([totals.get(name, ABSENT) for name in GLOBAL_NAMES]),
+            histograms=counts[0] if counts else None,
+            idle=torch.tensor([not (one.requires_grad and one.numel()) for one in view.plan.tensors]),
+            incidents=tab.incidents,
+        )
+        records, stream = tab.stream.after(logged)
+        return records, TabMemory(stream)
 
-    def _write(self, records: list[Record], step: int) -> None:
+    @_ends_only_itself
+    def end_row(self) -> None:
+        """The row is written: the step that was logged is over."""
+        for table in self.tables.values():
+            table.forget()
+
+    def write(self, records: Sequence[Record], step: int) -> None:
+        """Write records of a row; a failure is of this rank alone, and the others must not wait for it."""
         if not records:
             return
         try:
             for writer in self.writers:
                 writer.write(records, step)
             self.last = max(self.last, step)
-        except Exception as trouble:  # on this rank alone: the others must not wait for it
+        except Exception as trouble:
             self.writers = []
-            _tell_the_end(trouble)
+            self.tell_the_end(trouble)
 
-    @_safely
-    def summarise(self, text: str) -> None:
+    @_ends_only_itself
+    def summarise(self, run: OptimizerRun, text: str, step: int) -> None:
         """A summary goes with the next record: of two records of one tag at one step TensorBoard keeps the last."""
-        stream = next(iter(self.streams.values()), None)
-        event = Event(max(0, self.session.step - 1), "summary", text)
-        if stream is not None and text not in [one.text for one in stream.waiting]:
-            stream.waiting.append(event)
+        tab = run.memory.tab
+        tab = tab._replace(stream=tab.stream.with_event(Event(step, "summary", text)))
+        run.memory = run.memory._replace(tab=tab)
 
-    @_safely
-    def finish(self) -> None:
+    @_ends_only_itself
+    def finish(self, runs: Iterable[OptimizerRun], step: int) -> None:
         """The fit is over, or broken off: write what waits for more rows, and keep it for a run that resumes."""
-        for stream in self.streams.values():
-            self._write(*stream.unfinished())
-            self._write(stream.events(), max(self.session.step, self.last + 1))
+        for run in runs:
+            tab = run.memory.tab
+            self.write(*tab.stream.unfinished())
+            records, stream = tab.stream.told()
+            self.write(records, max(step, self.last + 1))
+            run.memory = run.memory._replace(tab=tab._replace(stream=stream))
         for writer in self.writers:
             writer.experiment.flush()
 
-    @_safely
-    def saved(self) -> dict[str, Any]:
-        """For the checkpoint; a row that is due counts as written, for it will be, and by this run."""
-        ahead = self._ahead() if self.session.row_pending else {}
-        return {
-            str(index): self._of(index, ahead.get(index, stream), ahead=index in ahead)
-            for index, stream in self.streams.items()
-        }
-
-    def _of(self, index: int, stream: Stream, *, ahead: bool) -> dict[str, Any]:
-        seen = {"peak": None, "since": [], "incidents": []} if ahead else self.witnesses[index].saved()
-        return {**stream.saved(), **seen}
-
-    def _ahead(self) -> dict[int, Stream]:
-        """The streams as they will be when the pending row is written; nothing else changes."""
-        books = [book for one in self.session.ours for book in one._books.values() if hasattr(book, "count")]
-        counts = [book.count for book in books]
-        kept = {ledger.index: (ledger.turn, ledger.tally) for ledger in self.session.ledgers.values()}
-        try:
-            row: Row = {}
-            for key, ledger in self.session.ledgers.items():
-                ledger.turn, ledger.tally = ledger.opened, self.session.settled(ledger)
-                if self.session.in_row(ledger, ledger.turn):
-                    mine = step_row(self.session, ledger, self.session.afters[key])
-                    row |= {tag + ledger.suffix: value for tag, value in mine.items()}
-                    self.gather(ledger)
-            host, values = on_host(row, self.gathered)
-            indices = [part.ledger.index for part in self.parts]
-            streams = {index: deepcopy(self.streams[index]) for index in indices}
-            for index, logged in zip(indices, self._logged(host, values, self.session.step), strict=True):
-                streams[index].take(logged)
-            return streams
-        finally:
-            for book, count in zip(books, counts, strict=True):
-                book.count = count
-            for ledger in self.session.ledgers.values():
-                ledger.turn, ledger.tally = kept[ledger.index]
+    @_ends_only_itself
+    def saved(self, memories: dict[int, OptimizerMemory]) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {str(index): memory.tab.saved() for index, memory in memories.items() if memory.tab is not None}
 
 
 def _name(tag: str, suffix: str) -> str:
     """A scalar's name without what all of an optimizer's have in common; a named callback's still ends in its name."""
     return tag.removeprefix("calib/").removesuffix(suffix)
-
-
-def dashboard_of(session: Session, **kept: Any) -> Dashboard | None:
-    """The dashboard of a fit; None where no logger writes TensorBoard's files. The same on every rank."""
-    writers = [found for logger in session.trainer.loggers if (found := record_writer(logger)) is not None]
-    wanted = bool(writers)
-    if session.trainer.world_size > 1:
-        wanted = bool(session.trainer.strategy.broadcast(wanted))
-    return Dashboard(session, writers, **kept) if wanted else None

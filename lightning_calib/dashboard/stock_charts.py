@@ -9,14 +9,11 @@ from urllib.parse import quote
 
 from torch.utils.tensorboard import SummaryWriter
 
-from lightning_calib.tensorboard.contract import PLUGIN
+from lightning_calib.tensorboard.contract import LOGGED, PLUGIN, SCALARS
 
 _CHARTS = {
-    "gradient norm before and after": ("grad_norm_before", "grad_norm_after"),
-    "learning rate and effective": ("lr", "lr_effective"),
-    "update to weight ratio": ("update_ratio",),
-    "share of steps clipped": ("clip_fraction",),
-    "counters": ("nonfinite_total", "skipped_total"),
+    chart: tuple(scalar.name for scalar in SCALARS if scalar.chart == chart)
+    for chart in dict.fromkeys(scalar.chart for scalar in SCALARS if scalar.chart)
 }
 # Value, lower and upper edge: what was used, and the largest since the last row.
 _BAND = (
@@ -30,13 +27,7 @@ Gradient norms are 2-norms, unscaled, after accumulation. Look at them on a loga
 
 | tag | how to read it |
 |---|---|
-| `calib/grad_norm_before` | its level matters less than its jumps |
-| `calib/grad_norm_max` | the largest since the last row; far above `before`: spikes between two rows |
-| `calib/grad_norm_after` | what the optimizer used; equal to `before` where nothing was clipped |
-| `calib/clip_fraction` | 0: the threshold never fires; 1: it always does, which with SGD is a lower learning rate |
-| `calib/update_ratio` | median of change over weight; around 1e-3 is a rule of thumb, not a law |
-| `calib/nonfinite_total` | steps with inf or nan; should stay 0 |
-| `calib/skipped_total` | steps that were not taken; a handful at the start is normal with a GradScaler |
+{rows}
 
 The tab **Gradients** has every layer: [open it]({tab}). In Time Series, [with these cards pinned]({pinned}).
 """
@@ -90,6 +81,7 @@ def furnish(experiment: SummaryWriter, suffixes: Sequence[str]) -> Address:
     """Write charts and text into a run's event file, once; returns where they are seen."""
     address = Address(str(experiment.log_dir))
     experiment.add_custom_scalars(charts(suffixes))
-    text = _TEXT.format(tab=address.tab, pinned=address.pinned(suffixes))
+    rows = "\n".join(f"| `calib/{scalar.name}` | {scalar.reading} |" for scalar in LOGGED)
+    text = _TEXT.format(rows=rows, tab=address.tab, pinned=address.pinned(suffixes))
     experiment.add_text("calib/how to read", text)
     return address

@@ -1,19 +1,19 @@
-"""Our callbacks in a Fabric loop, where nothing but the one hook is called: what acts acts, and nothing is logged."""
+"""Our callbacks in a Fabric loop, where only one hook is called: acting callbacks work, nothing is logged."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.optim import Optimizer
 
 from lightning_calib.fit.messages import say
+from lightning_calib.fit.participant import FitStart, Participant
 from lightning_calib.fit.trainer_facts import LIGHTNING, overrides
 from lightning_calib.fit.unsupported import unsupported_optimizer, unsupported_strategy
-from lightning_calib.steps.gradient_view import Ledger
-from lightning_calib.steps.optimizer_facts import scale_within
-
-if TYPE_CHECKING:
-    from lightning_calib.callbacks.base import CalibratedCallback
+from lightning_calib.steps.gradient_view import GradientView
+from lightning_calib.steps.optimizer_facts import TrainerClip, scale_within
+from lightning_calib.steps.optimizer_run import OptimizerRun
+from lightning_calib.steps.step_record import Phase, StepRecord
 
 _REMEDY = "Use a Trainer, or `lightning_calib.functional.clip_grad_`, which clips in any loop."
 
@@ -29,44 +29,44 @@ WRAPPED = (
 )
 
 
-class Loose:
-    """What one callback needs of a session, without the others: the module, and a record of each optimizer.
+class FabricSession:
+    """One callback's part of a loop, without the others: the module, and what is held of each optimizer.
 
     Optimizers are numbered in the order of their first steps, which a resumed run must keep.
     """
 
-    def __init__(self, callback: "CalibratedCallback", fabric: Any, module: Any) -> None:
-        self.callback, self.module, self.ours = callback, _bare(module), [callback]
+    def __init__(self, callback: Participant, fabric: Any, module: Any) -> None:
+        self.callback, self.module = callback, _unwrapped(module)
         self.scaler = getattr(fabric.strategy.precision, "scaler", None)
-        self.ledgers: dict[int, Ledger] = {}
+        self.runs: dict[int, OptimizerRun] = {}
 
     def turn(self, optimizer: Optimizer) -> None:
         """Judge and rescale this step's gradients."""
         optimizer = getattr(optimizer, "optimizer", optimizer)  # Fabric's wrapper knows the groups, but not the scaler
-        ledger = self.ledgers.get(id(optimizer))
-        if ledger is None:
-            ledger = self._add(optimizer)
-        elif ledger.open():
-            self.callback.lay(ledger)
-        ledger.scale = self._pending(optimizer)
-        if ledger.live:
-            self.callback.act(ledger)
-            self.callback.observe(ledger)
+        run = self.runs.get(id(optimizer))
+        if run is None:
+            run = self._add(optimizer)
+        elif run.view.begin_step():
+            run.memory = self.callback.prepare(run.view, run.memory)
+        run.view.scale = self._pending(optimizer)
+        if run.view.has_gradient:
+            run.record = self.callback.act(run.view, StepRecord(Phase.JUDGED, live=True))
+            run.memory = run.memory.add_clips(run.record)
 
-    def _add(self, optimizer: Optimizer) -> Ledger:
+    def _add(self, optimizer: Optimizer) -> OptimizerRun:
         reason = unsupported_optimizer(optimizer, hooks=False)
         if reason is not None:
             self.callback.refuse(reason)
-        units = self.callback.needs_units
-        ledger = Ledger(len(self.ledgers), optimizer, self.module, suffix="", units=units, scaler=self.scaler)
-        self.ledgers[id(optimizer)] = ledger
-        note = self.callback.start(self)  # type: ignore[arg-type]  # it asks for no more of a session than this
-        if note and len(self.ledgers) == 1:
+        units = self.callback.needs.units
+        view = GradientView(len(self.runs), optimizer, self.module, suffix="", units=units, scaler=self.scaler)
+        run = self.runs[id(optimizer)] = OptimizerRun.of(view)
+        views = [one.view for one in self.runs.values()]
+        note = self.callback.start(FitStart(self.module, views, [self.callback], TrainerClip(None, 0.0)))
+        if note and len(self.runs) == 1:
             say(note)
-        self.callback.lay(ledger)
-        self.callback._losses.tell(self.callback.label)
-        ledger.open()
-        return ledger
+        run.memory = self.callback.prepare(view, run.memory)
+        view.begin_step()
+        return run
 
     def _pending(self, optimizer: Optimizer) -> Any:
         """The scale that is still in the gradients: Fabric takes it out inside the step, or where the user asked."""
@@ -75,16 +75,15 @@ class Loose:
         return scale_within(self.scaler, optimizer)
 
 
-def loosely(callback: "CalibratedCallback", host: Any, module: nn.Module) -> Loose | None:
+def fabric_session(callback: Participant, host: Any, module: nn.Module) -> FabricSession | None:
     """Begin such a loop, or say why it cannot be; None for a callback that only observes.
 
     Raises:
         MisconfigurationException: If the callback needs more than this hook, or the host is no Fabric.
     """
-    reason = _in_trainer(callback, host) if hasattr(host, "fit_loop") else None if callback.works_loose else _MORE
+    reason = _in_trainer(callback, host) if hasattr(host, "fit_loop") else None if callback.needs.fabric else _MORE
     if reason is not None:
         callback.refuse(reason)
-        callback._off = True
         return None
     if not hasattr(getattr(host, "strategy", None), "precision"):
         raise MisconfigurationException(
@@ -94,14 +93,14 @@ def loosely(callback: "CalibratedCallback", host: Any, module: nn.Module) -> Loo
     reason = unsupported_strategy(host)
     if reason is not None:
         callback.refuse(reason)
-    return Loose(callback, host, module)
+    return FabricSession(callback, host, module)
 
 
-def _in_trainer(callback: "CalibratedCallback", trainer: Any) -> str:
+def _in_trainer(callback: Participant, trainer: Any) -> str:
     listed = any(one is callback for one in trainer.callbacks)
     return _NOT_STARTED if listed and overrides("on_train_start", callback, (*LIGHTNING, "lightning_calib")) else _LATE
 
 
-def _bare(module: Any) -> Any:
+def _unwrapped(module: Any) -> Any:
     """The module without Fabric's wrapper, whose names are not the user's."""
     return module.module if type(module).__name__ == "_FabricModule" else module

@@ -1,91 +1,83 @@
-"""The row: what one logged step tells, brought to the host in one copy and given to every logger."""
+"""The row: what one logged step tells, as scalars."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from lightning_calib.fit.participant import Participant, Row
+from lightning_calib.fit.trainer_facts import FitFacts
 from lightning_calib.functional.plan import wide_dtype
-from lightning_calib.steps.gradient_view import Ledger
-from lightning_calib.steps.step_hooks import After
-
-if TYPE_CHECKING:
-    from lightning_calib.dashboard.recorder import Dashboard
-    from lightning_calib.fit.session import Session
-
-Row = dict[str, Tensor | float]
+from lightning_calib.steps.counts import StepCounts
+from lightning_calib.steps.gradient_view import GradientView
+from lightning_calib.steps.optimizer_memory import OptimizerMemory
+from lightning_calib.steps.step_record import Phase, StepRecord
 
 
-def step_row(session: "Session", ledger: Ledger, after: After) -> Row:
-    """One optimizer's part of the row, tags without their suffix."""
-    tally, row = ledger.tally, Row()
-    if ledger.turn and ledger.before is not None:
-        row["calib/grad_norm_before"] = ledger.before
-    if tally.window_steps:
-        row["calib/grad_norm_max"] = tally.window_max.where(tally.window_max >= 0, torch.nan)
-    row |= _taken(session, ledger, after)
-    fraction = _fraction(session, ledger, after)
-    if fraction is not None and (session.watched or any(callback.clips for callback in session.ours)):
+def scalars(
+    facts: FitFacts,
+    participants: Sequence[Participant],
+    view: GradientView,
+    record: StepRecord,
+    memory: OptimizerMemory,
+) -> Row:
+    """One optimizer's part of the row, tags without their suffix. It changes nothing."""
+    row = Row()
+    if record.turn and record.norm_before is not None:
+        row["calib/grad_norm_before"] = record.norm_before
+    if memory.steps.window_steps:
+        row["calib/grad_norm_max"] = memory.steps.window_max.where(memory.steps.window_max >= 0, torch.nan)
+    row |= _taken(view, record)
+    fraction = _fraction(facts, record, memory.steps)
+    if fraction is not None and (facts.full_row or any(one.needs.clips for one in participants)):
         row["calib/clip_fraction"] = fraction
-    if session.watched:
-        row |= _state(session, ledger)
-    for callback in session.ours:
-        row |= callback.row(ledger)
+    if facts.full_row:
+        row |= rates_of(record) if record.turn else {}
+        row |= counters(memory.steps)
+        if facts.clip.how == "norm":
+            row["calib/clip_threshold"] = facts.clip.value * record.window_scale
+    for one in participants:
+        row |= one.row(view, record, memory)
     return row
 
 
-def _taken(session: "Session", ledger: Ledger, after: After) -> Row:
+def _taken(view: GradientView, record: StepRecord) -> Row:
     """What can be told only of a step that was taken."""
-    overflow = ledger.before is None or (ledger.fused and not bool(ledger.before.isfinite()))
-    if not (ledger.turn and ledger.live and ledger.stepped) or overflow:
+    before = record.norm_before
+    overflow = before is None or (view.fused and not bool(before.isfinite()))
+    if record.phase is not Phase.TAKEN or overflow:
         return {}
-    row: Row = {}
-    if after.used is not None:
-        row["calib/grad_norm_after"] = after.used
-    if after.update is not None:
-        row["calib/update_norm"] = after.update.update
-        if after.update.ratio is not None:
-            row["calib/update_ratio"] = after.update.ratio
+    row = Row()
+    if record.norm_used is not None:
+        row["calib/grad_norm_after"] = record.norm_used
+    if record.update is not None:
+        row["calib/update_norm"] = record.update.update
+        if record.update.ratio is not None:
+            row["calib/update_ratio"] = record.update.ratio
     return row
 
 
-def _fraction(session: "Session", ledger: Ledger, after: After) -> Tensor | float | None:
+def _fraction(facts: FitFacts, record: StepRecord, steps: StepCounts) -> Tensor | float | None:
     """The share of the window's steps that were reduced; of the logged step alone where the rest cannot be known."""
-    if session.clip.how is not None and not session.foreseeable:
-        seen = ledger.turn and ledger.live and ledger.stepped and after.used is not None
-        return float(any(bool(one) for one in ledger.reduced)) if seen else None
-    if not ledger.tally.window_steps:
-        return None
-    return ledger.tally.window_reduced / ledger.tally.window_steps
+    if facts.clip.how is not None and not facts.final_norm_computable:
+        seen = record.phase is Phase.TAKEN and record.norm_used is not None
+        return float(record.reduced) if seen else None
+    return steps.window_reduced / steps.window_steps if steps.window_steps else None
 
 
-def _state(session: "Session", ledger: Ledger) -> Row:
-    """What GradientMonitor adds: rates, counters, the GradScaler's scale."""
-    row: Row = {**(ledger.rates if ledger.turn else {}), **counters(ledger)}
-    if session.clip.how == "norm":
-        row["calib/clip_threshold"] = session.clip.value * ledger.completion
+def rates_of(record: StepRecord) -> Row:
+    """The learning rates of the step, and the GradScaler's scale."""
+    rates, row = record.rates, Row()
+    if rates is not None and rates.lr is not None and rates.lr_effective is not None:
+        row |= {"calib/lr": rates.lr, "calib/lr_effective": rates.lr_effective}
+    if rates is not None and rates.loss_scale is not None:
+        row["calib/loss_scale"] = rates.loss_scale
     return row
 
 
-def counters(ledger: Ledger) -> Row:
+def counters(steps: StepCounts) -> Row:
     """Steps that went wrong, since the start."""
-    tally = ledger.tally
-    return {
-        "calib/nonfinite_total": tally.nonfinite,
-        "calib/skipped_total": tally.kernel_skipped + tally.skipped,
-    }
-
-
-def write(trainer: "pl.Trainer", row: Row, step: int, dashboard: "Dashboard | None" = None) -> None:
-    """One ``log_metrics`` per logger, ``callback_metrics`` for ModelCheckpoint and EarlyStopping, and the dashboard."""
-    host, rest = on_host(row, dashboard.gathered if dashboard is not None else ())
-    for logger in trainer.loggers:
-        logger.log_metrics(host, step=step)
-    trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in host.items()})
-    if dashboard is not None:
-        dashboard.tell(host, rest, step)
+    return {"calib/nonfinite_total": steps.nonfinite, "calib/skipped_total": steps.kernel_skipped + steps.skipped}
 
 
 def on_host(row: Row, more: Sequence[Tensor] = ()) -> tuple[dict[str, float], list[Tensor]]:
@@ -97,6 +89,6 @@ def on_host(row: Row, more: Sequence[Tensor] = ()) -> tuple[dict[str, float], li
     flat = torch.cat([value.to(device, wide_dtype(device)).reshape(-1) for value in tensors]).cpu()
     sizes = [value.numel() for value in tensors]
     parts = [part.view(value.shape) for part, value in zip(torch.split(flat, sizes), tensors, strict=True)]
-    scalars = iter(parts[: len(tensors) - len(more)])
-    host = {tag: float(next(scalars) if isinstance(value, Tensor) else value) for tag, value in row.items()}
+    of_row = iter(parts[: len(tensors) - len(more)])
+    host = {tag: float(next(of_row) if isinstance(value, Tensor) else value) for tag, value in row.items()}
     return host, parts[len(tensors) - len(more) :]

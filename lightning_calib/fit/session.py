@@ -1,103 +1,237 @@
-"""What our callbacks share during one fit: the ledgers, who measures, and when a row is due."""
+"""One fit, seen by all of our callbacks: who measures, when each takes its turn, when a row is written."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_calib.fit.scalar_row import Row, step_row, write
-from lightning_calib.fit.trainer_facts import foreign_between, grad_scaler, overrides, trainer_clip
+from lightning_calib.fit.closed_row import ClosedRow, close_row
+from lightning_calib.fit.messages import warn
+from lightning_calib.fit.participant import FitStart, Participant, TabRecorder
+from lightning_calib.fit.trainer_facts import FitFacts, window_scale
 from lightning_calib.fit.unsupported import several_closures, unseen_step, unsupported_optimizer
-from lightning_calib.steps.counts import Tally
-from lightning_calib.steps.gradient_view import Ledger
-from lightning_calib.steps.step_hooks import After, trainer_share
+from lightning_calib.steps.gradient_view import GradientView
+from lightning_calib.steps.optimizer_memory import OptimizerMemory
+from lightning_calib.steps.optimizer_run import OptimizerRun
+from lightning_calib.steps.scaled_rates import rates_in_use
+from lightning_calib.steps.step_hooks import StepHooks
+from lightning_calib.steps.step_record import Kept, Phase, StepRecord
 from lightning_calib.steps.unseen_steps import UnseenSteps
-
-if TYPE_CHECKING:
-    from lightning_calib.callbacks.base import CalibratedCallback
-    from lightning_calib.dashboard.recorder import Dashboard
 
 
 class Session:
-    """One fit, seen by all of ours. The first of them (the owner) drives it, the last of them closes each step."""
+    """One fit. The first of our callbacks begins each step, the last one closes it.
 
-    def __init__(self, trainer: "pl.Trainer", module: "pl.LightningModule", ours: "list[CalibratedCallback]") -> None:
-        self.trainer, self.module, self.ours = trainer, module, ours
-        self.owner, self.last = ours[0], ours[-1]
-        self.scaler = grad_scaler(trainer)
-        self.clip = trainer_clip(trainer, module)
-        self.behind_foreign, foreign_last = foreign_between(trainer.callbacks, ours)  # type: ignore[attr-defined]
-        unseen = foreign_last or overrides("on_before_optimizer_step", module)
-        # Whether what the optimizer uses follows from what ours leave; else it is only seen, on logged steps.
-        self.foreseeable = self.clip.how in (None, "norm") and not unseen
-        self.watched = any(callback.watches for callback in ours)
-        self.period = min(
-            (callback.every_n_steps for callback in ours if callback.every_n_steps is not None),
-            default=trainer.log_every_n_steps,  # type: ignore[attr-defined]
-        )
+    The session alone holds what is remembered of the optimizers, in `runs`; it is replaced as a whole at every step and
+    row, so a checkpoint saves what closing a row *would* leave, and nothing is done and undone.
+    """
+
+    def __init__(
+        self, trainer: "pl.Trainer", module: "pl.LightningModule", participants: Sequence[Participant]
+    ) -> None:
+        self.trainer, self.module, self.participants = trainer, module, participants
+        self.first, self.final = participants[0], participants[-1]
+        # A guard may have to read the gradients again, so that it looks before the others do.
+        self.inspecting = sorted(participants, key=lambda one: not one.needs.guards)
+        self.facts = FitFacts.of(trainer, module, participants)
+        self.recorder: TabRecorder | None = None  # GradientMonitor's, where there is a tab
         self.backwards = 0
-        self.given_up: set[int] = set()
-        self.dashboard: Dashboard | None = None  # GradientMonitor's, where it has one
-        self.ledgers: dict[int, Ledger] = {}
-        self.afters: dict[int, After] = {}
-        self.unseen = UnseenSteps(self.ledgers.values, self._unseen)
+        self.refused: set[int] = set()
+        self.runs: dict[int, OptimizerRun] = {}  # by the optimizer's identity
+        self.hooks: dict[int, StepHooks] = {}
+        self.unseen = UnseenSteps(lambda: [run.view for run in self.runs.values()], self._unseen)
         for optimizer in trainer.optimizers:
             self._add(optimizer)
 
-    def _add(self, optimizer: Optimizer) -> Ledger | None:
+    def start(self) -> FitStart:
+        """What the callbacks are given at the start."""
+        views = [run.view for run in self.runs.values()]
+        return FitStart(self.module, views, self.participants, self.facts.clip, self.trainer)
+
+    def prepare_all(self) -> None:
+        """Every callback has started: prepare for every optimizer."""
+        self.recorder = next((one.recorder for one in self.participants if one.recorder is not None), None)
+        for run in self.runs.values():
+            self.prepare(run)
+
+    def prepare(self, run: OptimizerRun) -> None:
+        """Every callback, and the tab, prepare for an optimizer's plan."""
+        for one in self.participants:
+            run.memory = one.prepare(run.view, run.memory)
+        if self.recorder is not None:
+            self.recorder.prepare(run)
+            self.hooks[id(run.view.optimizer)].see_used = self.recorder.see_used
+
+    def attach(self) -> None:
+        """Hook into torch's own step: the only place where what the optimizer used can be seen."""
+        self.unseen.attach()
+        for key, hooks in self.hooks.items():
+            hooks.attach()
+            if any(one.needs.scales_rates for one in self.participants):
+                self.runs[key].rates.attach()
+
+    def detach(self) -> None:
+        """Take the hooks away again."""
+        self.unseen.detach()
+        for key, hooks in self.hooks.items():
+            hooks.detach()
+            self.runs[key].rates.detach()
+
+    # The optimizers
+
+    def _add(self, optimizer: Optimizer) -> OptimizerRun | None:
         if unsupported_optimizer(optimizer) is not None:
             return None
         index = next(i for i, one in enumerate(self.trainer.optimizers) if one is optimizer)
         suffix = f"/{index}" if len(self.trainer.optimizers) > 1 else ""
-        units = any(callback.needs_units for callback in self.ours)
-        ledger = Ledger(index, optimizer, self.module, suffix=suffix, units=units, scaler=self.scaler)
-        self.ledgers[id(optimizer)] = ledger
-        self.afters[id(optimizer)] = After(ledger, self.clip, foreseeable=self.foreseeable, weights=self.watched)
-        return ledger
+        units = any(one.needs.units for one in self.participants)
+        view = GradientView(index, optimizer, self.module, suffix=suffix, units=units, scaler=self.facts.scaler)
+        run = self.runs[id(optimizer)] = OptimizerRun.of(view)
+        self.hooks[id(optimizer)] = StepHooks(
+            run,
+            self.facts.clip,
+            final_norm_computable=self.facts.final_norm_computable,
+            weights=self.facts.full_row,
+            warn=warn,
+        )
+        return run
 
-    def _give_up(self, ledger: Ledger, reason: str) -> None:
-        """A way of stepping under which nothing can be judged right: whoever acts refuses, the others fall silent."""
-        self.given_up.add(ledger.index)
-        self.afters[id(ledger.optimizer)].clear()
-        ledger.opened = ledger.live = False
-        ledger.before = None
-        for callback in self.ours:
-            callback.refuse(reason)
+    def run_of(self, optimizer: Optimizer) -> OptimizerRun | None:
+        """What is held of the optimizer that is stepped; None for one whose gradients cannot be judged."""
+        if id(optimizer) not in self.runs and any(one is optimizer for one in self.trainer.optimizers):
+            self._replace_optimizers()
+        run = self.runs.get(id(optimizer))
+        return None if run is None or run.view.index in self.refused else run
 
-    def _unseen(self, ledger: Ledger, stepped: Optimizer) -> None:
-        """A step of an optimizer's parameters that our hook was not called for."""
-        # `Tuner.lr_find` inside of a fit puts other callbacks in the place of ours: its steps are none of our business.
-        here = any(one is self.owner for one in self.trainer.callbacks)  # type: ignore[attr-defined]
-        if here and ledger.index not in self.given_up:
-            self._give_up(ledger, unseen_step(stepped, ledger.optimizer))
-
-    def ledger(self, optimizer: Optimizer) -> Ledger | None:
-        """The record of the optimizer that is stepped; None for one whose gradients cannot be judged."""
-        known = id(optimizer) in self.ledgers
-        if not known and any(one is optimizer for one in self.trainer.optimizers):
-            self._replace()
-        found = self.ledgers.get(id(optimizer))
-        return None if found is None or found.index in self.given_up else found
-
-    def _replace(self) -> None:
+    def _replace_optimizers(self) -> None:
         """Optimizers have taken others' places in the middle of the fit: each takes over the memory of its place."""
         now = {id(one) for one in self.trainer.optimizers}
-        gone = {ledger.index: ledger for key, ledger in self.ledgers.items() if key not in now}
+        gone = {run.view.index: run for key, run in self.runs.items() if key not in now}
         self.detach()
         for old in gone.values():
-            del self.ledgers[id(old.optimizer)], self.afters[id(old.optimizer)]
+            del self.runs[id(old.view.optimizer)], self.hooks[id(old.view.optimizer)]
         for optimizer in self.trainer.optimizers:
-            ledger = self._add(optimizer) if id(optimizer) not in self.ledgers else None
-            if ledger is None:
+            run = self._add(optimizer) if id(optimizer) not in self.runs else None
+            if run is None:
                 continue
-            if ledger.index in gone:
-                old = gone[ledger.index]
-                ledger.tally, ledger.backwards = self.settled(old), old.backwards
-            for callback in self.ours:
-                callback.lay(ledger)
+            if run.view.index in gone:
+                old = gone[run.view.index]
+                run.memory, run.backwards = old.memory.end_step(old.record), old.backwards
+            self.prepare(run)
         self.attach()
+
+    def _refuse(self, run: OptimizerRun, reason: str) -> None:
+        """Nothing right can be said of this optimizer from here on: acting callbacks raise, the others fall silent."""
+        self.refused.add(run.view.index)
+        run.record = StepRecord()
+        for one in self.participants:
+            one.refuse(reason)
+
+    def _unseen(self, view: GradientView, stepped: Optimizer) -> None:
+        """A step of an optimizer's parameters that our hook was not called for."""
+        # `Tuner.lr_find` inside of a fit puts other callbacks in the place of ours: its steps are none of our business.
+        here = any(one is self.first for one in self.trainer.callbacks)  # type: ignore[attr-defined]
+        if here and view.index not in self.refused:
+            self._refuse(self.runs[id(view.optimizer)], unseen_step(stepped, view.optimizer))
+
+    # A step
+
+    def turn(self, one: Participant, optimizer: Optimizer) -> None:
+        """A callback's turn in a step: the first of ours measures, each acts, the last closes the step."""
+        run = self.run_of(optimizer)
+        if run is None:
+            return
+        try:
+            self._turn(one, run)
+        except Exception as trouble:
+            if self._must_raise(run):
+                raise
+            self._refuse(run, f"The gradients of {run.view.label} could not be measured: {trouble!r}.")
+
+    def _must_raise(self, run: OptimizerRun) -> bool:
+        """Whether a failure of ours must end the run.
+
+        It must where a callback acts, because a clip that stops in silence is worse; and where the other processes
+        would wait in a collective: parameters are sharded, or a guard asks all of them whose loss was bad.
+        """
+        asked = self.trainer.world_size > 1 and any(one.needs.guards for one in self.participants)
+        return any(one.needs.acts for one in self.participants) or asked or run.view.plan.shards is not None
+
+    def _turn(self, one: Participant, run: OptimizerRun) -> None:
+        if one is self.first:
+            self._begin(run)
+        elif one in self.facts.behind_foreign and run.record.turn:
+            self._look_again(run)
+        if run.record.live:
+            run.record = one.act(run.view, run.record)
+        if one is self.final:
+            self._close(run)
+
+    def _begin(self, run: OptimizerRun) -> None:
+        """Begin an optimizer's step; what its last one left open is counted first."""
+        view, automatic = run.view, self.module.automatic_optimization
+        self.unseen.announce(view)
+        if run.record.turn and automatic:  # a batch takes one step, and has not ended
+            self._refuse(run, several_closures(view.optimizer))
+            return
+        run.memory = run.memory.end_step(run.record)
+        passes, run.backwards = self.backwards - run.backwards, self.backwards
+        scale = window_scale(self.trainer, passes) if automatic else 1.0
+        run.rates.lapse()
+        if view.begin_step(scale):
+            self.prepare(run)
+        # No backward pass since the last step (a `training_step` that returned None, or SWA's BatchNorm epoch):
+        # whatever lies in `grad` is old. It passes through and is not recorded; nothing at all is a skipped step.
+        fresh = passes > 0 or not automatic
+        stale = view.has_gradient and not fresh
+        run.record = StepRecord(
+            phase=Phase.RESTING if stale else Phase.JUDGED,
+            live=view.has_gradient and fresh,
+            logged=self.due,
+            window_scale=scale,
+            rates=rates_in_use(view.optimizer, self.facts.scaler) if self.due else None,
+        )
+        if run.record.live:
+            run.record = run.record._replace(norm_before=view.norm())
+            if self.recorder is not None:
+                self.recorder.begin_step(run)
+            for one in self.inspecting:
+                run.record = one.inspect(view, run.record)
+
+    def _look_again(self, run: OptimizerRun) -> None:
+        run.view.look_again()
+        run.record = run.record._replace(live=run.view.has_gradient)
+        for one in self.participants if run.record.live else ():
+            run.record = one.inspect_again(run.view, run.record)
+
+    def _close(self, run: OptimizerRun) -> None:
+        """End of our part of the step: count it, and prepare to see what the optimizer makes of it."""
+        view, record = run.view, run.record
+        if record.norm_before is None:
+            return
+        if record.live and (record.logged or self.facts.clip.how == "norm" or 2.0 in view.readings):
+            norm_left = view.norm()
+            record = record._replace(norm_left=norm_left, kept=self._kept(norm_left, record.window_scale))
+        run.record = record
+        run.memory = run.memory.add(record, scaled=self.facts.scaler is not None, fused=view.fused)
+        if self.recorder is not None:
+            self.recorder.end_step(run)
+        for one in self.participants:
+            one.observe(view, record)
+        if record.logged and record.live:
+            self.hooks[id(view.optimizer)].prepare()
+
+    def _kept(self, norm_left: torch.Tensor, scale: float) -> Kept | None:
+        """What the Trainer leaves of what ours have left, where it can be computed."""
+        if not self.facts.final_norm_computable:
+            return None
+        if self.facts.clip.how is None:
+            return Kept(norm_left, torch.zeros_like(norm_left).bool())
+        share = self.facts.clip.share(norm_left, scale)
+        return Kept(norm_left * share, (share < 1) & norm_left.isfinite())
+
+    # Rows
 
     @property
     def step(self) -> int:
@@ -107,126 +241,40 @@ class Session:
     @property
     def due(self) -> bool:
         """Whether the row of the batch at hand is written."""
-        return self.trainer.fast_dev_run or (self.period > 0 and (self.step + 1) % self.period == 0)  # type: ignore[attr-defined]
+        period = self.facts.period
+        return self.trainer.fast_dev_run or (period > 0 and (self.step + 1) % period == 0)  # type: ignore[attr-defined]
 
-    def open(self, ledger: Ledger) -> None:
-        """Begin an optimizer's step; what its last one left open is settled first."""
-        ledger.visited = True
-        self.unseen.announce(ledger)
-        if ledger.opened and self.module.automatic_optimization:  # a batch takes one step, and has not ended
-            self._give_up(ledger, several_closures(ledger.optimizer))
-            return
-        self.settle(ledger)
-        passes, ledger.backwards = self.backwards - ledger.backwards, self.backwards
-        fresh = passes > 0 or not self.module.automatic_optimization
-        ledger.completion = self._completion(passes)
-        if ledger.open():
-            for callback in self.ours:
-                callback.lay(ledger)
-        if not fresh:
-            # No backward pass since the last step (a `training_step` that returned None, or SWA's BatchNorm epoch):
-            # whatever lies in `grad` is old. It passes through and is not recorded; nothing at all is a skipped step.
-            ledger.opened, ledger.live = not ledger.live, False
-        if self.due:
-            ledger.note_rates()
-        if ledger.live:
-            ledger.before = ledger.total(ledger.reading())
-            if self.dashboard is not None:
-                self.dashboard.witness(ledger)
-            for callback in sorted(self.ours, key=lambda one: not one.guards):  # a guard may have to read again
-                callback.inspect(ledger)
+    def close_row(self) -> ClosedRow:
+        """The row of the steps at hand, and the memory after it; changes nothing, so that a checkpoint may ask."""
+        ended = [(run, run.memory.end_step(run.record)) for run in self.runs.values()]
+        chosen = [(run, memory) for run, memory in ended if self._in_row(run, memory)]
+        return close_row(self.facts, self.participants, chosen, self.recorder, self.step)
 
-    def _completion(self, passes: int) -> float:
-        """Lightning divides every loss by the full number of micro-batches, also in a window that has fewer."""
-        if passes == 0 or not self.module.automatic_optimization:
-            return 1.0
-        return max(1.0, self.trainer.accumulate_grad_batches / passes)
+    def _in_row(self, run: OptimizerRun, memory: OptimizerMemory) -> bool:
+        """Whether it has a part in a row that is due: also, under manual optimization, if it rests in that batch."""
+        return run.record.turn or (memory.steps.window_steps > 0 and not self.module.automatic_optimization)
 
-    def close(self, ledger: Ledger) -> None:
-        """End of our part of the step: count it, and prepare to see what the optimizer makes of it."""
-        if ledger.before is None:
-            return
-        tally = ledger.tally.add_overflow(ledger.before, scaled=self.scaler is not None, fused=ledger.fused)
-        reduced = torch.zeros_like(ledger.before).bool()
-        if ledger.live:
-            reduced = torch.stack([reduced, *ledger.reduced]).any()
-            if self.due or self.clip.how == "norm" or 2.0 in ledger.readings:
-                ledger.final = ledger.total(ledger.reading())
-            if ledger.final is not None and self.foreseeable:
-                left, by_trainer = self._left(ledger, ledger.final)
-                tally, reduced = tally.add_left(ledger.before, left, by_trainer), reduced | by_trainer
-        ledger.tally = tally.add_step(ledger.before, reduced)
-        for callback in self.ours:
-            callback.observe(ledger)
-        if self.due and ledger.live:
-            self.afters[id(ledger.optimizer)].prepare()
+    def end_batch(self) -> None:
+        """At the end of the batch: every step is over, and a row that is due is written."""
+        self.unseen.end_batch()
+        closed = self.close_row() if self.due else ClosedRow({}, {}, [])
+        for run in self.runs.values():
+            run.memory = closed.memories.get(run.view.index, run.memory.end_step(run.record))
+            run.record = run.record.rest()
+        if closed.values:
+            closed.write(self.trainer, self.recorder, self.step)
 
-    def _left(self, ledger: Ledger, final: Tensor) -> tuple[Tensor, Tensor]:
-        if self.clip.how is None:
-            return final, torch.zeros_like(final).bool()
-        share = trainer_share(self.clip, final, ledger.completion)
-        return final * share, (share < 1) & final.isfinite()
-
-    def settle(self, ledger: Ledger) -> None:
-        """After the step: a turn that came and was not taken was skipped."""
-        ledger.tally, ledger.opened = self.settled(ledger), False
-
-    def settled(self, ledger: Ledger) -> Tally:
-        """Its counts with the step at hand, if that is over."""
-        skipped = ledger.opened and not (ledger.live and ledger.stepped)
-        return ledger.tally._replace(skipped=ledger.tally.skipped + skipped)
-
-    @property
-    def row_pending(self) -> bool:
-        """Whether a step is over whose row is due and has not been written yet."""
-        return self.due and self._over
+    # Checkpoints
 
     @property
     def _over(self) -> bool:
         """Whether torch has run each step whose turn it was; one that a GradScaler skips ends with the batch only."""
-        waiting = [ledger.visited for ledger in self.ledgers.values() if ledger.opened]
-        return bool(waiting) and not any(waiting)
+        phases = {run.record.phase for run in self.runs.values()} - {Phase.RESTING}
+        return bool(phases) and Phase.JUDGED not in phases
 
-    def tallies(self) -> dict[int, Tally]:
-        """The counts by optimizer as a checkpoint wants them: as they will be when a pending row is written."""
-        found = {one.index: self.settled(one) if self._over else one.tally for one in self.ledgers.values()}
-        for one in self.ledgers.values():
-            if self.row_pending and self.in_row(one, one.opened):
-                found[one.index] = found[one.index].new_window()
-        return found
-
-    def in_row(self, ledger: Ledger, turn: bool) -> bool:
-        """Whether it has a part in a row that is due: also, under manual optimization, if it rests in that batch."""
-        return turn or (ledger.tally.window_steps > 0 and not self.module.automatic_optimization)
-
-    def flush(self) -> None:
-        """At the end of the batch: settle every optimizer and, if it is due, write the row."""
-        self.unseen.end_batch()
-        row: Row = {}
-        for key, ledger in self.ledgers.items():
-            ledger.turn = ledger.opened
-            self.settle(ledger)
-            if self.due and self.in_row(ledger, ledger.turn):
-                mine = step_row(self, ledger, self.afters[key])
-                row |= {tag + ledger.suffix: value for tag, value in mine.items()}
-                if self.dashboard is not None:
-                    self.dashboard.gather(ledger)
-                self.afters[key].clear()
-                ledger.tally = ledger.tally.new_window()
-        if row:
-            write(self.trainer, row, self.step, self.dashboard)
-
-    def attach(self) -> None:
-        """Hook into torch's own step: the only place where what the optimizer used can be seen."""
-        self.unseen.attach()
-        for after in self.afters.values():
-            after.attach()
-        for ledger in self.ledgers.values() if any(callback.controls_rates for callback in self.ours) else ():
-            ledger.rates_in_step.attach()
-
-    def detach(self) -> None:
-        """Take the hooks away again."""
-        self.unseen.detach()
-        for key, after in self.afters.items():
-            after.detach()
-            self.ledgers[key].rates_in_step.detach()
+    def memories_to_save(self) -> dict[int, OptimizerMemory]:
+        """By index: where a row is due and its steps are over, as they will be when this run has written it."""
+        if not self._over:
+            return {run.view.index: run.memory for run in self.runs.values()}
+        ended = {run.view.index: run.memory.end_step(run.record) for run in self.runs.values()}
+        return ended | (self.close_row().memories if self.due else {})

@@ -1,14 +1,14 @@
 """What kind of run this is: precision, and who else changes gradients."""
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
 
+from lightning_calib.fit.participant import Participant
 from lightning_calib.steps.optimizer_facts import TrainerClip
 
-C = TypeVar("C", bound=Callback)
 LIGHTNING = ("lightning", "pytorch_lightning")
 
 
@@ -44,13 +44,13 @@ def overrides(hook: str, instance: object, packages: tuple[str, ...] = LIGHTNING
     return owner.__module__.split(".")[0] not in packages
 
 
-def foreign_between(callbacks: Sequence[Callback], ours: Sequence[C]) -> tuple[set[C], bool]:
+def foreign_between(callbacks: Sequence[object], ours: Sequence[Participant]) -> tuple[set[Participant], bool]:
     """Where foreign code may change the gradients between ours, by the order of the callbacks.
 
     Returns the ones of ours with such a callback between them and the one of ours before, and whether there is one
     behind the last of ours.
     """
-    behind, foreign, met = set(), False, False
+    behind, foreign, met = set[Participant](), False, False
     for callback in callbacks:
         mine = next((one for one in ours if one is callback), None)
         if mine is None:
@@ -60,3 +60,45 @@ def foreign_between(callbacks: Sequence[Callback], ours: Sequence[C]) -> tuple[s
             foreign = False
         met = met or mine is not None
     return behind, foreign
+
+
+@dataclass(frozen=True)
+class FitFacts:
+    """What stays the same for a whole fit.
+
+    Attributes:
+        scaler: The enabled GradScaler; None without one.
+        clip: What the Trainer does after our callbacks.
+        behind_foreign: Callbacks of ours behind a foreign one that may change the gradients after the one before.
+        final_norm_computable: Whether the final gradient can be computed from what our callbacks left.
+        full_row: Whether somebody wants all scalars in the row.
+        period: A row is due every so many batches that step; 0 for never.
+    """
+
+    scaler: Any | None
+    clip: TrainerClip
+    behind_foreign: frozenset[Participant]
+    final_norm_computable: bool
+    full_row: bool
+    period: int
+
+    @staticmethod
+    def of(trainer: "pl.Trainer", module: "pl.LightningModule", participants: Sequence[Participant]) -> "FitFacts":
+        """Find them out."""
+        clip = trainer_clip(trainer, module)
+        behind, foreign_last = foreign_between(trainer.callbacks, participants)  # type: ignore[attr-defined]
+        unseen = foreign_last or overrides("on_before_optimizer_step", module)
+        periods = [one.needs.every_n_steps for one in participants if one.needs.every_n_steps is not None]
+        return FitFacts(
+            scaler=grad_scaler(trainer),
+            clip=clip,
+            behind_foreign=frozenset(behind),
+            final_norm_computable=clip.how in (None, "norm") and not unseen,
+            full_row=any(one.needs.full_row for one in participants),
+            period=min(periods, default=trainer.log_every_n_steps),  # type: ignore[attr-defined]
+        )
+
+
+def window_scale(trainer: "pl.Trainer", passes: int) -> float:
+    """Lightning divides every loss by the full number of micro-batches, also in a window that has fewer."""
+    return 1.0 if passes == 0 else max(1.0, trainer.accumulate_grad_batches / passes)

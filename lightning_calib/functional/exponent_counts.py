@@ -20,7 +20,7 @@ _LAYOUTS = {
 
 
 @torch.no_grad()
-def magnitudes(
+def exponent_counts(
     plan: Plan,
     values: Sequence[Tensor | None],
     owners: Sequence[int],

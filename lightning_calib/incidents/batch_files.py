@@ -15,7 +15,7 @@ _MOST_FILES = 10
 _BUILTIN = (str, int, float, bool, bytes, complex)
 
 
-class BatchKeeper:
+class BatchFiles:
     """Writes one file per incident, at most ten; a full disk never fails the run."""
 
     def __init__(self, folder: str | Path | None) -> None:

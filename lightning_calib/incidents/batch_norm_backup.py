@@ -7,7 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lightning_calib.functional.finiteness import not_finite
 
 
-class Statistics:
+class BatchNormBackup:
     """A copy of every BatchNorm's float statistics, refreshed with one call."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -40,7 +40,7 @@ class Statistics:
         return bad
 
 
-def broken(module: nn.Module, statistics: Statistics, *, put_back: bool) -> str:
+def broken(module: nn.Module, statistics: BatchNormBackup, *, put_back: bool) -> str:
     """What is not finite besides the gradient, as part of a sentence; BatchNorm's statistics are mended if asked."""
     mended = statistics.put_back() if put_back else []
     weights = not_finite((name, weight.detach()) for name, weight in module.named_parameters())

@@ -1,14 +1,13 @@
 """Where a bad gradient came from: which micro-batch, which rank."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from lightning_calib.fit.session import Session
-from lightning_calib.incidents.micro_batches import MicroBatch, Window
+from lightning_calib.incidents.micro_batches import MicroBatch, MicroBatches
 
 
-class Origin(NamedTuple):
+class Culprit(NamedTuple):
     """What is known about it.
 
     Attributes:
@@ -22,29 +21,29 @@ class Origin(NamedTuple):
     evidence: list[MicroBatch]
 
 
-def origin(session: Session, window: Window) -> Origin:
+def culprit(trainer: Any, window: MicroBatches) -> Culprit:
     """Find the micro-batches and the ranks whose loss was not finite.
 
     Every rank comes here on the same steps, because the gradient is the same on all of them after the reduction; so the
     one collective, on whether "my loss was not finite", cannot hang. Nothing may be decided by a rank alone before it.
     """
     suspects = window.suspects
-    if session.trainer.world_size > 1:
-        ranks = _flagged_ranks(session, bool(suspects))
+    if trainer.world_size > 1:
+        ranks = _flagged_ranks(trainer, bool(suspects))
         if not ranks:
-            return Origin(False, "the loss was finite on every rank, so the rank cannot be told", window.micros)
+            return Culprit(False, "the loss was finite on every rank, so the rank cannot be told", window.micros)
         named = ", ".join(map(str, ranks))
-        return Origin(True, f"the loss was not finite on rank {named} of {session.trainer.world_size}", suspects)
+        return Culprit(True, f"the loss was not finite on rank {named} of {trainer.world_size}", suspects)
     if len(window.micros) < 2:
-        return Origin(bool(suspects), "", window.micros)
+        return Culprit(bool(suspects), "", window.micros)
     if not suspects:
-        return Origin(False, "the loss of every micro-batch was finite", window.micros)
+        return Culprit(False, "the loss of every micro-batch was finite", window.micros)
     named = ("micro-batch " if len(suspects) == 1 else "micro-batches ") + ", ".join(str(one.index) for one in suspects)
     span = f"batches {window.micros[0].index} to {window.index}"
-    return Origin(True, f"the loss was not finite in {named} of {span}", suspects)
+    return Culprit(True, f"the loss was not finite in {named} of {span}", suspects)
 
 
-def _flagged_ranks(session: Session, lost: bool) -> list[int]:
-    flag = torch.tensor(float(lost), device=session.trainer.strategy.root_device)
-    flags = session.trainer.strategy.all_gather(flag)
+def _flagged_ranks(trainer: Any, lost: bool) -> list[int]:
+    flag = torch.tensor(float(lost), device=trainer.strategy.root_device)
+    flags = trainer.strategy.all_gather(flag)
     return [rank for rank, one in enumerate(flags.reshape(-1).tolist()) if one]

@@ -10,7 +10,7 @@ _TOLD = 5  # sentences kept for the error
 SICK = 0.05  # share of them that is no longer normal; start-up calibration is not counted
 
 
-class GuardBook:
+class IncidentLog:
     """Counts and the last sentences; everything is the host's."""
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class GuardBook:
         return ""
 
     def falls_sick(self, scale: float) -> str:
-        """Why the GradScaler is not well, once; empty while it is."""
+        """Why the GradScaler is in trouble, once; empty while it is not."""
         share = sum(self.overflows) / RECENT
         full = len(self.overflows) == RECENT
         reason = ""

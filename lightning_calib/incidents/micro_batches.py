@@ -25,7 +25,7 @@ class MicroBatch:
         return any(not bool(loss.isfinite().all()) for loss in self.losses)
 
 
-class Window:
+class MicroBatches:
     """What went into the gradient of the step that comes next.
 
     Args:

@@ -9,9 +9,10 @@ from torch import Tensor
 from lightning_calib.functional.plan import Plan
 from lightning_calib.functional.saved_state import restored
 from lightning_calib.steps.saved_state import Losses, of_optimizer
+from lightning_calib.steps.step_record import Kept, StepRecord
 
 
-class Tally(NamedTuple):
+class StepCounts(NamedTuple):
     """Counts of optimizer steps; the tensors are 0-d.
 
     Attributes:
@@ -39,13 +40,13 @@ class Tally(NamedTuple):
     left: Tensor
 
     @staticmethod
-    def empty(plan: Plan) -> "Tally":
+    def empty(plan: Plan) -> "StepCounts":
         """Nothing counted."""
         count = torch.zeros((), dtype=torch.int64, device=plan.device)
         top = torch.zeros((), dtype=plan.dtype, device=plan.device)
-        return Tally(0, count, top - 1, 0, 0, count, count, count, count, top.to(plan.wide))
+        return StepCounts(0, count, top - 1, 0, 0, count, count, count, count, top.to(plan.wide))
 
-    def restored(self, kept: Iterable[tuple[dict[str, Any], Losses]], index: int) -> "Tally":
+    def restored(self, kept: Iterable[tuple[dict[str, Any], Losses]], index: int) -> "StepCounts":
         """The counts of a checkpoint, in which each of our callbacks has a copy of them; these here where none has."""
         found = self
         for state, losses in kept:
@@ -54,44 +55,58 @@ class Tally(NamedTuple):
                 found = found if saved is None else restored(saved, self, f"tally.{index}")
         return found
 
-    def new_window(self) -> "Tally":
+    def new_window(self) -> "StepCounts":
         """A row was written."""
         zero = torch.zeros_like(self.window_reduced)
         return self._replace(window_steps=0, window_reduced=zero, window_max=torch.full_like(self.window_max, -1))
 
-    def add_step(self, before: Tensor, reduced: Tensor) -> "Tally":
-        """Count a step with the norm ``before``, ``reduced`` (0-d bool) or not by anybody known so far."""
-        finite = before.isfinite()
-        highest = torch.where(finite, torch.maximum(self.window_max, before), self.window_max)
-        return self._replace(
+    def add(self, record: StepRecord, *, scaled: bool, fused: bool) -> "StepCounts":
+        """Count a step with a gradient; ``scaled`` under a GradScaler, ``fused`` if the optimizer skips by itself."""
+        before = record.norm_before
+        if before is None:
+            return self
+        counts = self._add_overflow(record, before, scaled=scaled, fused=fused)
+        if record.kept is not None:
+            counts = counts.add_kept(before, record.kept)
+        highest = torch.where(before.isfinite(), torch.maximum(self.window_max, before), self.window_max)
+        return counts._replace(
             window_steps=self.window_steps + 1,
-            window_reduced=self.window_reduced + reduced,
+            window_reduced=self.window_reduced + record.reduced,
             window_max=highest,
             steps=self.steps + 1,
         )
 
-    def add_overflow(self, before: Tensor, *, scaled: bool, fused: bool) -> "Tally":
-        """Count a norm that is not finite: an incident, or routine where a GradScaler looks for its scale."""
+    def _add_overflow(self, record: StepRecord, before: Tensor, *, scaled: bool, fused: bool) -> "StepCounts":
+        """A norm that is not finite is an incident, or routine where a GradScaler looks for its scale."""
+        if record.overflow is not None:
+            return self._replace(
+                nonfinite=self.nonfinite + int(record.overflow.incident),
+                kernel_skipped=self.kernel_skipped + int(record.overflow.skipped_in_kernel),
+            )
         bad = ~before.isfinite()
         if not scaled:
             return self._replace(nonfinite=self.nonfinite + bad)
         return self._replace(kernel_skipped=self.kernel_skipped + bad) if fused else self
 
-    def add_left(self, before: Tensor, left: Tensor, by_trainer: Tensor) -> "Tally":
-        """Count what was ``left`` of the norm ``before``, and whether the Trainer took of it."""
-        valid = before.isfinite() & (before > 0) & left.isfinite()
-        share = torch.where(valid, left / before, 0)
+    def add_kept(self, before: Tensor, kept: Kept) -> "StepCounts":
+        """Count what everybody left of the norm ``before``, and whether the Trainer took of it."""
+        valid = before.isfinite() & (before > 0) & kept.norm.isfinite()
+        share = torch.where(valid, kept.norm / before, 0)
         return self._replace(
-            trainer_reduced=self.trainer_reduced + (by_trainer & valid),
+            trainer_reduced=self.trainer_reduced + (kept.by_trainer & valid),
             known=self.known + valid,
             left=self.left + share,
         )
 
+    def end_step(self, *, skipped: bool) -> "StepCounts":
+        """The step is over: count it if it was not taken."""
+        return self._replace(skipped=self.skipped + skipped)
 
-class Count(NamedTuple):
+
+class ClipCounts(NamedTuple):
     """Steps with a gradient and, as 0-d tensors, those on which it was (or would have been) reduced.
 
-    The steps are the session's (`Tally`): one that somebody skips is among them, whether it could be judged or not.
+    The steps are those of `StepCounts`: one that somebody skips is among them, judged or not.
     """
 
     window_steps: int
@@ -100,17 +115,17 @@ class Count(NamedTuple):
     fired: Tensor
 
     @staticmethod
-    def empty(plan: Plan) -> "Count":
+    def empty(device: torch.device | str = "cpu") -> "ClipCounts":
         """Nothing counted."""
-        zero = torch.zeros((), dtype=torch.int64, device=plan.device)
-        return Count(0, zero, 0, zero)
+        zero = torch.zeros((), dtype=torch.int64, device=device)
+        return ClipCounts(0, zero, 0, zero)
 
-    def add(self, fired: Tensor | None) -> "Count":
-        """Count one step; ``fired`` is a 0-d bool, None where the step was not judged."""
+    def add(self, fired: Tensor | None) -> "ClipCounts":
+        """ClipCounts one step; ``fired`` is a 0-d bool, None where the step was not judged."""
         count = 0 if fired is None else fired
-        return Count(self.window_steps + 1, self.window_fired + count, self.steps + 1, self.fired + count)
+        return ClipCounts(self.window_steps + 1, self.window_fired + count, self.steps + 1, self.fired + count)
 
-    def new_window(self) -> "Count":
+    def new_window(self) -> "ClipCounts":
         """A row was written."""
         return self._replace(window_steps=0, window_fired=torch.zeros_like(self.window_fired))
 
@@ -118,8 +133,3 @@ class Count(NamedTuple):
     def fraction(self) -> Tensor:
         """Of the window's steps, 0-d."""
         return self.window_fired / max(1, self.window_steps)
-
-
-def windowless(saved: dict[str, Any]) -> dict[str, Any]:
-    """A saved count whose window has been told."""
-    return {**saved, "window_steps": 0, "window_fired": torch.zeros_like(saved["window_fired"])}

@@ -1,19 +1,17 @@
 """The norms of a whole run in bounded memory: all of them at first, then every second, fourth, ... one."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_calib.functional.estimators import quantile
 from lightning_calib.functional.plan import Plan
-from lightning_calib.functional.saved_state import restored
-from lightning_calib.steps.saved_state import Losses, to_host
 
 _CAPACITY = 4096
 
 
-class Sketch(NamedTuple):
+class NormHistory(NamedTuple):
     """``values`` (4096,): every ``stride``-th of the ``seen`` norms; ``low`` and ``high``, 0-d: the extremes of all.
 
     The numbers are the host's, so that nothing waits for the device. Norms that are not finite, or zero, are nan here.
@@ -26,12 +24,12 @@ class Sketch(NamedTuple):
     high: Tensor
 
     @staticmethod
-    def empty(plan: Plan) -> "Sketch":
+    def empty(plan: Plan) -> "NormHistory":
         """Nothing seen."""
         values = torch.full((_CAPACITY,), torch.nan, dtype=plan.dtype, device=plan.device)
-        return Sketch(0, 1, values, values.new_tensor(torch.inf), values.new_tensor(0.0))
+        return NormHistory(0, 1, values, values.new_tensor(torch.inf), values.new_tensor(0.0))
 
-    def add(self, norm: Tensor) -> "Sketch":
+    def add(self, norm: Tensor) -> "NormHistory":
         """Take one norm in; at the capacity, drop every second one."""
         valid = norm.isfinite() & (norm > 0)
         low = torch.where(valid, torch.minimum(self.low, norm), self.low)
@@ -42,7 +40,7 @@ class Sketch(NamedTuple):
         if self.seen % stride == 0:
             values = values.clone()
             values[self.seen // stride] = torch.where(valid, norm, torch.nan)
-        return Sketch(self.seen + 1, stride, values, low, high)
+        return NormHistory(self.seen + 1, stride, values, low, high)
 
     @property
     def unusable(self) -> int:
@@ -50,7 +48,7 @@ class Sketch(NamedTuple):
         return max(0, self.seen - self.stride * int((~self.values.isnan()).sum()))
 
     def flaw(self) -> str:
-        """Why a saved sketch cannot be one; empty if it can."""
+        """Why a saved history cannot be one; empty if it can."""
         full, doubled = self.stride * _CAPACITY, self.stride & (self.stride - 1) == 0
         if not (doubled and self.stride > 0 and (full // 2 < self.seen or self.stride == 1) and self.seen <= full):
             return f"{self.seen} norms of which every {self.stride}th is kept, in {_CAPACITY} places"
@@ -66,20 +64,3 @@ class Sketch(NamedTuple):
         ascending = self.values[: max(1, -(-self.seen // self.stride))].sort().values.unsqueeze(0)  # nan comes last
         count = (~ascending.isnan()).sum(1)
         return torch.cat([quantile(ascending, count, fraction) for fraction in fractions])
-
-
-class SketchBook:
-    """The sketch that GradientMonitor keeps of one optimizer."""
-
-    def __init__(self, sketch: Sketch) -> None:
-        self.sketch = sketch
-
-    def saved(self) -> dict[str, Any]:
-        """For the checkpoint."""
-        return to_host(self.sketch._asdict())
-
-    def restore(self, saved: dict[str, Any], key: str, losses: Losses) -> bool:
-        """Take up a saved sketch."""
-        with losses.of("the norms so far, for the summary"):
-            self.sketch = restored(saved, self.sketch, key)
-        return True

@@ -25,6 +25,13 @@ class TrainerClip(NamedTuple):
         algorithm = ", gradient_clip_algorithm='value'" if self.how == "value" else ""
         return f"Trainer(gradient_clip_val={self.value:g}{algorithm})"
 
+    def share(self, norm: Tensor, window_scale: float) -> Tensor:
+        """What the Trainer's norm clip multiplies a gradient by, in torch's own formula.
+
+        It sees the gradient as it is; ``norm`` is that of a whole window, and ``window_scale`` the ratio of the two.
+        """
+        return (self.value / (norm / window_scale + 1e-6)).clamp(max=1)
+
 
 def pending_scale(scaler: Any | None, optimizer: Optimizer) -> Tensor | None:
     """The scale that is still in the gradients: fused optimizers divide it out inside their step."""

@@ -1,4 +1,4 @@
-"""One policy over one set of an optimizer's tensors, and the book of such parts that a callback keeps."""
+"""One policy over one set of an optimizer's tensors, and the parts that a callback has for one optimizer."""
 
 from typing import Any
 
@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from lightning_calib.functional.judge import Policy, Report, State, fresh_state, judge, observe
-from lightning_calib.functional.saved_state import check_kind, entry, restored
+from lightning_calib.functional.saved_state import check_kind, entry
 from lightning_calib.functional.segments import Segments
-from lightning_calib.steps.counts import Count
-from lightning_calib.steps.gradient_view import Ledger
-from lightning_calib.steps.saved_state import Losses, put_away, taken_up, to_host
+from lightning_calib.steps.gradient_view import GradientView
+from lightning_calib.steps.saved_state import Losses, pack, unpack
 
 
 class Part:
@@ -21,39 +20,37 @@ class Part:
         self.state: State = fresh_state(policy, segments)
         self.report: Report | None = None
 
-    def judge(self, ledger: Ledger, norm_type: float, *, clip: bool) -> Report:
+    def judge(self, view: GradientView, norm_type: float, *, clip: bool) -> Report:
         """Judge this step's norms; the state moves on."""
-        observation = observe(self.segments, ledger.reading(norm_type), weights=self.policy.needs_weights)
+        observation = observe(self.segments, view.reading(norm_type), weights=self.policy.needs_weights)
         self.report, self.state = judge(self.policy, observation, self.state, clip=clip)
         return self.report
 
     def saved(self) -> dict[str, Any]:
         """For the checkpoint."""
-        return put_away(self.policy.kind, self.segments, self.state)
+        return pack(self.policy.kind, self.segments, self.state)
 
     def restore(self, saved: Any, key: str, losses: Losses) -> bool:
         """Take up a saved state; False if it is of other segments or of another kind."""
         with losses.of(f"what {self.policy.kind} has learnt"):
-            found = taken_up(saved, self.policy.kind, self.segments, self.state, key)
+            found = unpack(saved, self.policy.kind, self.segments, self.state, key)
             self.state = self.state if found is None else found
             return found is not None
         return True
 
 
-class Book:
-    """What a rescaling callback keeps about one optimizer: its parts, and how often they fired."""
+class PartsMemory:
+    """The parts of a rescaling callback for one optimizer."""
 
-    def __init__(self, ledger: Ledger, parts: list[Part]) -> None:
-        self.parts, self.count = parts, Count.empty(ledger.plan)
+    def __init__(self, parts: list[Part]) -> None:
+        self.parts = parts
 
     def saved(self) -> dict[str, Any]:
         """For the checkpoint."""
-        return {"parts": [part.saved() for part in self.parts], "count": to_host(self.count._asdict())}
+        return {"parts": [part.saved() for part in self.parts]}
 
     def restore(self, saved: dict[str, Any], key: str, losses: Losses) -> bool:
         """Take up what fits; False if some part is of other parameters or of another policy."""
-        with losses.of("how often it reduced gradients"):
-            self.count = restored(entry(saved, "count", key), self.count, f"{key}.count")
         with losses.of("what its policies have learnt"):
             parts = entry(saved, "parts", key)
             check_kind(parts, list, f"{key}.parts")

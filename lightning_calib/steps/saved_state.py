@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_calib.fit.messages import warn
 from lightning_calib.functional.judge import State
 from lightning_calib.functional.saved_state import (
     DamagedStateError,
@@ -26,17 +25,17 @@ def to_host(state: dict[str, Any]) -> dict[str, Any]:
     return {key: value.detach().cpu().clone() if isinstance(value, Tensor) else value for key, value in state.items()}
 
 
-def put_away(kind: str, segments: Segments, state: State) -> dict[str, Any]:
+def pack(kind: str, segments: Segments, state: State) -> dict[str, Any]:
     """A method's state as a checkpoint holds it, with what it must be of to be taken up again."""
     fields: dict[str, Any] = state._asdict()  # type: ignore[attr-defined]
     return {"version": 1, "kind": kind, "segments": segments.digest, "state": to_host(fields)}
 
 
-def taken_up(saved: Any, kind: str, segments: Segments, now: State, key: str, *more: str) -> State | None:
-    """A state like ``now`` from what was put away; None if it is of another kind or of other segments.
+def unpack(saved: Any, kind: str, segments: Segments, now: State, key: str, *more: str) -> State | None:
+    """A state like ``now`` from what was packed; None if it is of another kind or of other segments.
 
     Raises:
-        DamagedStateError: If something does not fit; ``more`` names what else was put away with it.
+        DamagedStateError: If something does not fit; ``more`` names what else was packed with it.
     """
     for name, like in _HEAD.items():
         check_saved(entry(saved, name, key), like, f"{key}.{name}")
@@ -78,20 +77,8 @@ class Losses:
         except DamagedStateError as damage:
             self.found.append(f"{damage} (lost: {what})")
 
-    def tell(self, label: str) -> None:
-        """Warn of what was found since the last time."""
+    def told(self, label: str) -> str:
+        """What was found since the last time, as one sentence; empty if nothing was."""
         found, self.found = list(dict.fromkeys(self.found)), []
-        if found:
-            said = "; ".join(found)
-            warn(f"{label}: its saved state is damaged: {said}. What is lost starts afresh, the rest is kept.")
-
-
-def loaded(state: Any, version: int, label: str, losses: Losses) -> dict[str, Any]:
-    """A callback's state from a checkpoint; empty, with a word on why, where it is damaged or of another version."""
-    with losses.of("all that it remembered"):
-        found = entry(state, "version", "state")
-        check_saved(found, version, "version")
-        if found == version:
-            return dict(state)
-        warn(f"{label}: a state of version {found} cannot be read; starting afresh.")
-    return {}
+        said = "; ".join(found)
+        return said and f"{label}: its saved state is damaged: {said}. What is lost starts afresh, the rest is kept."

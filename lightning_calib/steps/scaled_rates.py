@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_calib.steps.step_record import StepRates
+
 
 def rate_of(group: dict[str, Any]) -> float | Tensor | None:
     """A copy of the learning rate of a param group; None where the optimizer finds its step by itself."""
@@ -21,6 +23,14 @@ def with_inner(optimizer: Optimizer) -> list[Optimizer]:
         inner = [value for value in vars(one).values() if isinstance(value, Optimizer)]
         found += [value for value in inner if all(value is not known for known in found)]
     return found
+
+
+def rates_in_use(optimizer: Optimizer, scaler: Any | None) -> StepRates:
+    """The rates that this step uses, before schedulers and the GradScaler change them at the end of the batch."""
+    group = optimizer.param_groups[0] if optimizer.param_groups else {}
+    rate = rate_of(group)
+    effective = None if rate is None else rate * group.get("d", 1.0)
+    return StepRates(rate, effective, float(scaler.get_scale()) if scaler is not None else None)
 
 
 class Scaled:
@@ -53,7 +63,7 @@ class Scaled:
         return self.kept(self.group["lr"])
 
 
-class Rates:
+class ScaledRates:
     """The learning rates of one optimizer; schedulers, loggers and checkpoints only ever see the pure ones.
 
     torch's step hooks frame the time in which the scaled rates are in place. Without a GradScaler our own hook runs

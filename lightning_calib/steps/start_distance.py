@@ -12,7 +12,7 @@ from lightning_calib.functional.saved_state import check_saved
 from lightning_calib.functional.segments import Segments
 
 
-class Travel:
+class StartDistance:
     """A copy of the weights at the first step, and the distance from it.
 
     Raises:

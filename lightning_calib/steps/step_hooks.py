@@ -4,53 +4,54 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from lightning_calib.fit.messages import warn
-from lightning_calib.functional.norms import Reading
-from lightning_calib.steps.gradient_view import Ledger
 from lightning_calib.steps.optimizer_facts import LeftInGrad, TrainerClip, left_in_grad
-from lightning_calib.steps.weight_update import Moved, WeightSample
+from lightning_calib.steps.optimizer_run import OptimizerRun
+from lightning_calib.steps.step_record import Kept, Phase
+from lightning_calib.steps.weight_update import WeightSample
 
 _USED, _UPDATE = "`calib/grad_norm_after`", "`calib/update_norm` and `calib/update_ratio`"
 
 
-class After:
-    """Watches one optimizer through torch's own step hooks; does nothing on a step that is not logged.
+class StepHooks:
+    """Follows one optimizer through torch's own step hooks, and completes the record of the step.
 
-    Training needs nothing of what it reads, so that a failure to read it ends the tags, not the run.
+    On a step that is not logged it only notes whether torch took it. Training needs nothing of what it reads, so a
+    failure to read ends the tags, not the run.
 
     Args:
-        ledger: The optimizer's record.
+        run: The optimizer's view, record and memory.
         clip: What the Trainer does after our callbacks.
-        foreseeable: Whether what the optimizer uses follows from what ours leave.
+        final_norm_computable: Whether the final gradient can be computed from what our callbacks left; otherwise it is
+            measured, on logged steps only.
         weights: Whether to measure the update of the weights.
+        warn: Where sentences go.
 
     Attributes:
-        reading: The norms that the optimizer used; None where they cannot be known.
-        look: Called with the ledger when the gradients are as the optimizer uses them; None if nobody wants to.
+        see_used: Called with the run when the gradients of a logged step are as the optimizer uses them.
     """
 
-    def __init__(self, ledger: Ledger, clip: TrainerClip, *, foreseeable: bool, weights: bool) -> None:
-        self.ledger, self.clip, self.foreseeable, self.weights = ledger, clip, foreseeable, weights
-        left = left_in_grad(ledger.optimizer)
+    def __init__(
+        self,
+        run: OptimizerRun,
+        clip: TrainerClip,
+        *,
+        final_norm_computable: bool,
+        weights: bool,
+        warn: Callable[[str], None],
+    ) -> None:
+        self.run, self.clip, self.weights, self.warn = run, clip, weights, warn
+        self.final_norm_computable = final_norm_computable
+        left = left_in_grad(run.view.optimizer)
         self.overwritten, self.freed = left is not LeftInGrad.USED, left is LeftInGrad.NOTHING
         self.handles: list[Any] = []
         self.ended: set[str] = set()  # tags whose reading has failed
-        self.look: Callable[[Ledger], None] | None = None
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget the last logged step."""
-        self.waiting = False
-        self.reading: Reading | None = None
-        self.used: Tensor | None = None
-        self.update: Moved | None = None
+        self.see_used: Callable[[OptimizerRun], None] | None = None
         self.sample: WeightSample | None = None
 
     def attach(self) -> None:
         """Register the two hooks."""
-        optimizer = self.ledger.optimizer
+        optimizer = self.run.view.optimizer
         self.handles = [
             optimizer.register_step_pre_hook(lambda *_: self._before_step()),
             optimizer.register_step_post_hook(lambda *_: self._after_step()),
@@ -63,11 +64,40 @@ class After:
         self.handles = []
 
     def prepare(self) -> None:
-        """The step that now comes is logged."""
-        self.clear()
-        self.waiting = True
+        """The step that now comes is logged: copy the weights."""
+        self.sample = None
         if self.weights:
             self._attempt(_UPDATE, self._copy_weights)
+
+    def _before_step(self) -> None:
+        # Without a GradScaler this comes before the backward pass and finds nothing to do. With one it comes
+        # when everybody has had the gradients: the best moment to read them.
+        record = self.run.record
+        if record.phase is Phase.JUDGED and record.logged and record.live:
+            self._attempt(_USED, self._read)
+
+    @torch.no_grad()
+    def _after_step(self) -> None:
+        run = self.run
+        if run.record.phase is not Phase.JUDGED:  # nothing was judged, or a step inside of this one came first
+            return
+        taken = run.record.live and self._had_gradients()
+        run.record = run.record._replace(phase=Phase.TAKEN if taken else Phase.NOT_TAKEN)
+        if not (taken and run.record.logged):
+            return
+        if run.record.used is None and self.overwritten:
+            self._compute()
+        elif run.record.used is None:
+            self._attempt(_USED, self._read)
+        if self.sample is not None:
+            self._attempt(_UPDATE, self._compare_weights)
+        self._count()
+
+    def _had_gradients(self) -> bool:
+        """Whether the optimizer had gradients: nobody can take them away behind ours, or they are still there."""
+        if self.final_norm_computable or self.freed:
+            return True
+        return any(tensor.grad is not None for tensor in self.run.view.plan.tensors)
 
     def _attempt(self, tags: str, read: Callable[[], None]) -> None:
         if tags in self.ended:
@@ -75,80 +105,48 @@ class After:
         try:
             read()
         except Exception as trouble:
-            if self.ledger.plan.shards is not None:  # the other processes would wait for this one in a collective
+            if self.run.view.plan.shards is not None:  # the other processes would wait for this one in a collective
                 raise
             self.ended.add(tags)
-            warn(f"{self.ledger.label} has no {tags} from here on, training goes on: {trouble!r}")
+            self.warn(f"{self.run.view.label} has no {tags} from here on, training goes on: {trouble!r}")
 
     def _copy_weights(self) -> None:
-        self.sample = WeightSample(self.ledger.plan.tensors)
+        self.sample = WeightSample(self.run.view.plan.tensors)
 
     def _compare_weights(self) -> None:
         sample, self.sample = self.sample, None
-        self.update = sample.moved() if sample is not None else None
-
-    def _before_step(self) -> None:
-        # Without a GradScaler this comes before the backward pass and finds nothing to do. With one it comes
-        # when everybody has had the gradients: the best moment to read them.
-        if self.waiting and self.ledger.opened:
-            self._attempt(_USED, self._read)
-
-    @torch.no_grad()
-    def _after_step(self) -> None:
-        self.ledger.visited = False
-        self.ledger.stepped = self.ledger.opened and self._taken()
-        if not (self.waiting and self.ledger.stepped):
-            return
-        self.waiting = False
-        if self.reading is None and self.overwritten:
-            self._compute()
-        elif self.reading is None:
-            self._attempt(_USED, self._read)
-        if self.sample is not None:
-            self._attempt(_UPDATE, self._compare_weights)
-        self._count()
-
-    def _taken(self) -> bool:
-        """Whether the optimizer had gradients: nobody can take them away behind ours, or they are still there."""
-        if self.foreseeable or self.freed:
-            return self.ledger.live
-        return any(tensor.grad is not None for tensor in self.ledger.plan.tensors)
+        if sample is not None:
+            self.run.record = self.run.record._replace(update=sample.moved())
 
     @torch.no_grad()
     def _read(self) -> None:
-        self.ledger.gradients = self.ledger.plan.gradients()
-        reading = self.ledger.measure()
-        self.used, self.reading = self.ledger.total(reading), reading
-        if self.look is not None:
-            self.look(self.ledger)
+        run = self.run
+        used = run.view.read_used()
+        run.record = run.record._replace(used=used, norm_used=run.view.total(used))
+        if self.see_used is not None:
+            self.see_used(run)
 
     def _compute(self) -> None:
         """Where the optimizer leaves something else in ``grad``: from what ours left and the Trainer's formula."""
-        ledger = self.ledger
-        if ledger.final is None or not self.foreseeable:
+        record = self.run.record
+        if record.norm_left is None or not self.final_norm_computable:
             return
-        share = torch.ones_like(ledger.final)
+        share = torch.ones_like(record.norm_left)
         if self.clip.how is not None:
-            share = trainer_share(self.clip, ledger.final, ledger.completion)
-        self.used, self.reading = ledger.final * share, ledger.readings[2.0].rescaled(share.reshape(1))
+            share = self.clip.share(record.norm_left, record.window_scale)
+        used = self.run.view.readings[2.0].rescaled(share.reshape(1))
+        self.run.record = record._replace(used=used, norm_used=record.norm_left * share)
 
     def _count(self) -> None:
         """A clip that can only be seen, not computed, is counted on logged steps."""
-        ledger = self.ledger
-        if self.foreseeable or ledger.before is None or ledger.final is None or self.used is None:
+        record, norm_left, used = self.run.record, self.run.record.norm_left, self.run.record.norm_used
+        if self.final_norm_computable or record.norm_before is None or norm_left is None or used is None:
             return
-        by_trainer = torch.zeros_like(self.used).bool()
+        by_trainer = torch.zeros_like(used).bool()
         if self.clip.how == "norm":  # it comes last, and leaves its own value where it fires
-            by_trainer = self.used >= self.clip.value * ledger.completion * (1 - 1e-4)
+            by_trainer = used >= self.clip.value * record.window_scale * (1 - 1e-4)
         elif self.clip.how is not None:
-            by_trainer = self.used < ledger.final * (1 - 1e-6)
-        ledger.reduced.append(by_trainer)
-        ledger.tally = ledger.tally.add_left(ledger.before, self.used, by_trainer)
-
-
-def trainer_share(clip: TrainerClip, norm: Tensor, completion: float) -> Tensor:
-    """What the Trainer's norm clip multiplies a gradient by, in torch's own formula.
-
-    It sees the gradient as it is; ``norm`` is that of a whole window, and ``completion`` the ratio of the two.
-    """
-    return (clip.value / (norm / completion + 1e-6)).clamp(max=1)
+            by_trainer = used < norm_left * (1 - 1e-6)
+        kept, memory = Kept(used, by_trainer), self.run.memory
+        self.run.record = record._replace(kept=kept)
+        self.run.memory = memory._replace(steps=memory.steps.add_kept(record.norm_before, kept))

@@ -6,7 +6,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from lightning_calib.steps.gradient_view import Ledger
+from lightning_calib.steps.gradient_view import GradientView
 
 
 class UnseenSteps:
@@ -17,14 +17,16 @@ class UnseenSteps:
     evaluates. A step inside another one is a part of that one.
 
     Args:
-        ledgers: Gives the records of the optimizers that our callbacks read.
-        report: Called with a record and the optimizer that stepped its parameters unannounced. Without a closure this
+        views: Gives the views of the optimizers that our callbacks read.
+        report: Called with a view and the optimizer that stepped its parameters unannounced. Without a closure this
             is before the weights move, so that an exception leaves them alone; with one it is right after.
     """
 
-    def __init__(self, ledgers: Callable[[], Iterable[Ledger]], report: Callable[[Ledger, Optimizer], None]) -> None:
-        self.ledgers, self.report = ledgers, report
-        self.announced: set[int] = set()  # indices of the records that our hook was called for in this batch
+    def __init__(
+        self, views: Callable[[], Iterable[GradientView]], report: Callable[[GradientView, Optimizer], None]
+    ) -> None:
+        self.views, self.report = views, report
+        self.announced: set[int] = set()  # indices of the views that our hook was called for in this batch
         self.running: list[Optimizer] = []  # the steps of our parameters that are under way, the outermost first
         self.handles: list[Any] = []
 
@@ -41,9 +43,9 @@ class UnseenSteps:
             handle.remove()
         self.handles = []
 
-    def announce(self, ledger: Ledger) -> None:
+    def announce(self, view: GradientView) -> None:
         """Our hook is called for this optimizer."""
-        self.announced.add(ledger.index)
+        self.announced.add(view.index)
 
     def end_batch(self) -> None:
         """No step is under way; one that an exception has left in the middle is forgotten."""
@@ -68,19 +70,19 @@ class UnseenSteps:
             return
         moved = self._moved_by(optimizer)
         self._judge(moved, optimizer)
-        self.announced -= {ledger.index for ledger in moved if ledger.optimizer is optimizer}
+        self.announced -= {view.index for view in moved if view.optimizer is optimizer}
 
-    def _moved_by(self, optimizer: Optimizer) -> list[Ledger]:
-        """The records whose parameters a step of this optimizer moves."""
-        ledgers = list(self.ledgers())
-        own = [ledger for ledger in ledgers if ledger.optimizer is optimizer]
+    def _moved_by(self, optimizer: Optimizer) -> list[GradientView]:
+        """The views whose parameters a step of this optimizer moves."""
+        views = list(self.views())
+        own = [view for view in views if view.optimizer is optimizer]
         if own:
             return own
         held = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
-        return [ledger for ledger in ledgers if any(id(tensor) in held for tensor in ledger.plan.tensors)]
+        return [view for view in views if any(id(tensor) in held for tensor in view.plan.tensors)]
 
-    def _judge(self, moved: list[Ledger], optimizer: Optimizer) -> None:
-        if any(ledger.index in self.announced for ledger in moved):
+    def _judge(self, moved: list[GradientView], optimizer: Optimizer) -> None:
+        if any(view.index in self.announced for view in moved):
             return
-        for ledger in moved:
-            self.report(ledger, optimizer)
+        for view in moved:
+            self.report(view, optimizer)

@@ -15,7 +15,7 @@ _ELEMENTS = 2**16  # copied per tensor at most
 _BYTES = 64 * 2**20  # of all copies together
 
 
-class Moved(NamedTuple):
+class WeightUpdate(NamedTuple):
     """What a step did to the weights; of a tensor that was not copied as a whole, estimated from the sample.
 
     Attributes:
@@ -47,7 +47,7 @@ class WeightSample:
         pairs = zip(self.tensors, self.strides, strict=True)
         return [_flat(held(tensor.detach()))[::stride] for tensor, stride in pairs]
 
-    def moved(self) -> Moved:
+    def moved(self) -> WeightUpdate:
         """What the step did: the weights' difference is taken in their own type; a weight of norm zero has no ratio."""
         changes = [now - old for now, old in zip(self._now(), self.before, strict=True)]
         moved, sizes = _norms(changes), _norms(self.before)
@@ -61,9 +61,9 @@ class WeightSample:
         total = moved.square().sum().sqrt()
         matrices = [i for i, tensor in enumerate(self.tensors) if tensor.ndim > 1]
         if not matrices:
-            return Moved(total, None, sizes, moved)
+            return WeightUpdate(total, None, sizes, moved)
         ratios = torch.where(sizes > 0, moved / sizes, torch.nan)[torch.tensor(matrices, device=sizes.device)]
-        return Moved(total, ratios.nanmedian(), sizes, moved)
+        return WeightUpdate(total, ratios.nanmedian(), sizes, moved)
 
 
 def strides(tensors: Sequence[Tensor]) -> list[int]:

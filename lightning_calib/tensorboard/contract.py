@@ -1,5 +1,7 @@
 """What writer and tab agree on; imports nothing, so that TensorBoard can load it without torch or numpy."""
 
+from typing import NamedTuple
+
 PLUGIN = "lightning_calib"
 VERSION = 1
 
@@ -20,24 +22,89 @@ STATISTICS = {
     "update": "l2",  # norm of the change of the weights in the step
 }
 
-# Entries of a globals record.
-GLOBAL_NAMES = (
-    "grad_norm_before",
-    "grad_norm_max",
-    "grad_norm_after",
-    "clip_fraction",
-    "clip_threshold",
-    "lr",
-    "lr_effective",
-    "nonfinite_total",
-    "skipped_total",
-    "loss_scale",
-    "update_norm",
-    "update_ratio",
-    "norm_p10",  # quantiles of the norms of the run so far
-    "norm_p50",
-    "norm_p90",
+
+class Scalar(NamedTuple):
+    """A number of a globals record.
+
+    Attributes:
+        name: Of the record's entry; the scalar's tag is ``calib/<name>``, but for the quantiles, which have none.
+        meaning: What it is.
+        reading: How to read its chart.
+        chart: The chart of Custom Scalars that it is drawn in; empty for none.
+        latest: Of several rows in one record the last value stands for all, and not the largest.
+    """
+
+    name: str
+    meaning: str
+    reading: str
+    chart: str = ""
+    latest: bool = False
+
+
+_NORMS, _RATES = "gradient norm before and after", "learning rate and effective"
+_QUANTILE = "quantile of the norms of the run so far"
+SCALARS = (
+    Scalar(
+        "grad_norm_before",
+        "norm as the first of our callbacks saw it",
+        "its level matters less than its jumps; use a log axis",
+        _NORMS,
+    ),
+    Scalar("grad_norm_max", "the largest since the last row", "far above `before`: spikes between two rows"),
+    Scalar(
+        "grad_norm_after",
+        "norm that the optimizer used",
+        "equal to `before`: nothing was clipped; absent for a skipped step",
+        _NORMS,
+    ),
+    Scalar(
+        "clip_fraction",
+        "share of the steps since the last row on which the gradient was reduced, by us or by the Trainer. The steps "
+        "are those that had a gradient, those that were skipped afterwards among them",
+        "0: the threshold never fires; 1: it always does, which with SGD is a lower rate",
+        "share of steps clipped",
+    ),
+    Scalar(
+        "clip_threshold",
+        "target norm (median over segments)",
+        "an adaptive one should follow `before` at a distance",
+        latest=True,
+    ),
+    Scalar("lr", "learning rate of the first group in this step", "what the scheduler set", _RATES, latest=True),
+    Scalar(
+        "lr_effective",
+        "the same times `LearningRateControl`'s factor, and times `d` for Prodigy and D-Adaptation",
+        "what the step took",
+        _RATES,
+        latest=True,
+    ),
+    Scalar(
+        "nonfinite_total",
+        "steps whose norm was inf or nan",
+        "should stay 0; a GradScaler's overflows do not count",
+        "counters",
+    ),
+    Scalar(
+        "skipped_total",
+        "steps that the optimizer did not take",
+        "a handful at the start under a GradScaler is normal",
+        "counters",
+    ),
+    Scalar("loss_scale", "the GradScaler's scale", "below 1: the loss overflows by itself; use bf16", latest=True),
+    Scalar("update_norm", "norm of the change of the weights", "under Adam the only honest measure of the step's size"),
+    Scalar(
+        "update_ratio",
+        "median of |dw| / |w| over weights of more than one dimension",
+        "around 1e-3 is a rule of thumb, not a law",
+        "update to weight ratio",
+    ),
+    Scalar("norm_p10", f"10 % {_QUANTILE}", "in the tab only", latest=True),
+    Scalar("norm_p50", f"50 % {_QUANTILE}", "in the tab only", latest=True),
+    Scalar("norm_p90", f"90 % {_QUANTILE}", "in the tab only", latest=True),
 )
+QUANTILES = {"norm_p10": 0.1, "norm_p50": 0.5, "norm_p90": 0.9}  # of the norms of the run, which have no scalar tag
+LOGGED = tuple(scalar for scalar in SCALARS if scalar.name not in QUANTILES)  # those with a tag
+GLOBAL_NAMES = tuple(scalar.name for scalar in SCALARS)
 
 # Columns of a histogram record, shape (sides, rows, columns): elements that are exactly zero, elements that are inf or
 # nan, the largest exponent (ABSENT_EXPONENT without one), then one column for each exponent e: elements with

@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lightning_calib import GradientClip, GradientMonitor, ZClip
 from lightning_calib.functional.plan import Plan
-from lightning_calib.steps.norm_history import Sketch
+from lightning_calib.steps.norm_history import NormHistory
 from lightning_calib.steps.weight_update import WeightSample
 
 
@@ -177,15 +177,15 @@ def test_in_company_of_everything():
 
 @pytest.mark.parametrize("seen", [0, 1, 5, 4096, 5000, 10_000])
 def test_quantiles_on_the_device_are_those_on_the_host(seen):
-    sketch = Sketch.empty(Plan.of(torch.zeros(1)))
+    history = NormHistory.empty(Plan.of(torch.zeros(1)))
     values = torch.rand(seen, generator=torch.Generator().manual_seed(seen))
     for i, value in enumerate(values):
-        sketch = sketch.add(value if i % 7 else torch.tensor(math.nan))
-    found = sketch.quantiles_of(0.1, 0.5, 0.9)
+        history = history.add(value if i % 7 else torch.tensor(math.nan))
+    found = history.quantiles_of(0.1, 0.5, 0.9)
     if seen < 2:
         assert found.tolist() == [math.inf] * 3
     else:
-        torch.testing.assert_close(found, torch.tensor(sketch.quantiles(0.1, 0.5, 0.9)), rtol=1e-6, atol=0)
+        torch.testing.assert_close(found, torch.tensor(history.quantiles(0.1, 0.5, 0.9)), rtol=1e-6, atol=0)
 
 
 def test_what_a_step_did_to_each_weight_adds_up_to_what_it_did_to_all():

@@ -85,7 +85,7 @@ def test_the_copies_of_the_weights(owner, name, at, make, failing, said):
     whole, rows = Rows(), Rows()
     untroubled, module = Tiny(ADAM), Tiny(ADAM)
     fit(untroubled, make(), logger=whole)
-    failing(owner, name, "callbacks.weights", at)
+    failing(owner, name, "steps.weight_update", at)
     fit(module, make(), logger=rows)
     same_bits(weights(module), weights(untroubled))
     (line,) = ends(said())
@@ -110,7 +110,7 @@ def test_the_other_optimizer_keeps_its_tags(failing, said):
 
 def test_the_tab_goes_on_without_them(failing, said):
     failing(torch, "_foreach_norm", "functional.norms", {1})
-    failing(torch.Tensor, "clone", "callbacks.weights", {0})
+    failing(torch.Tensor, "clone", "steps.weight_update", {0})
     fit(Tiny(ADAM), [GradientMonitor(1)], logger=TensorBoardLogger("logs"))
     assert len(ends(said())) == 2
     assert not [line for line in said() if "records end here" in line]

@@ -20,7 +20,7 @@ from lightning_calib import (
     ZClip,
 )
 from lightning_calib.functional.norms import Reading
-from lightning_calib.steps.gradient_view import Ledger
+from lightning_calib.steps.gradient_view import GradientView
 
 HUGE = [1e20, -2e20, 2e20]  # their norm is 3e20
 
@@ -102,19 +102,17 @@ def test_where_the_first_reading_cannot_look_the_guards_boolean_reads_again():
     for one in module.parameters():
         one.grad = torch.full_like(one, 1e20)
     count = sum(one.numel() for one in module.parameters())
-    ledger = Ledger(0, optimizer, module, suffix="", units=False, scaler=None)
-    ledger.open()
-    plan = ledger.plan
-    ledger.readings[2.0] = Reading(plan, 2.0, torch.full((len(plan.tensors),), math.inf))
-    ledger.before = ledger.total(ledger.reading())
-    assert ledger.is_finite()
-    for norm in (ledger.before, ledger.total(ledger.reading())):
-        torch.testing.assert_close(norm, torch.tensor(1e20 * math.sqrt(count)))
-    ledger.forget()
-    assert ledger.reading(3.0).scaled, "further readings of this step are scaled, too"
-    ledger.open()
+    view = GradientView(0, optimizer, module, suffix="", units=False, scaler=None)
+    view.begin_step()
+    view.readings[2.0] = Reading(view.plan, 2.0, torch.full((len(view.plan.tensors),), math.inf))
+    assert not view.norm().isfinite()
+    assert view.is_finite()
+    torch.testing.assert_close(view.norm(), torch.tensor(1e20 * math.sqrt(count)))
+    view.look_again()
+    assert view.reading(3.0).scaled, "further readings of this step are scaled, too"
+    view.begin_step()
     module.net[0].weight.grad[0, 0] = math.nan
-    assert not ledger.is_finite()
+    assert not view.is_finite()
 
 
 @pytest.mark.parametrize("names", [("control", "guard"), ("guard", "control"), ("control", "monitor", "guard")])
@@ -122,14 +120,14 @@ def test_guards_look_first(names):
     looked = []
 
     class Control(LearningRateControl):
-        def inspect(self, ledger):
+        def inspect(self, view, record):
             looked.append("control")
-            super().inspect(ledger)
+            return super().inspect(view, record)
 
     class Guard(NonFiniteGuard):
-        def inspect(self, ledger):
+        def inspect(self, view, record):
             looked.append("guard")
-            super().inspect(ledger)
+            return super().inspect(view, record)
 
     make = {"control": lambda: Control(InverseNorm()), "guard": Guard, "monitor": GradientMonitor}
     fit(Tiny(), [make[name]() for name in names], 2)

@@ -14,7 +14,7 @@ from steady import Always, Scheduled, Tells, pure, run
 from torch import Tensor
 
 from lightning_calib import GradientMonitor, LearningRateControl, NonFiniteGuard, SpikeBackoff
-from lightning_calib.steps.scaled_rates import Rates
+from lightning_calib.steps.scaled_rates import ScaledRates
 
 GROWTH = 1.05
 PARAMETER = partial(torch.nn.Parameter, torch.ones(2))
@@ -100,7 +100,7 @@ def test_a_checkpoint_within_the_step_has_the_pure_rates() -> None:
 
 def once(optimizer: Any, factors: list[Any], inside: Callable[[], Any] = lambda: None) -> None:
     """One step under hooks alone; ``inside`` runs within, when the rates are scaled."""
-    rates = Rates(optimizer)
+    rates = ScaledRates(optimizer)
     rates.attach()
 
     def closure() -> None:

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_calib import GradientMonitor, InverseNorm, LearningRateControl, NonFiniteGuard, ZClip
-from lightning_calib.functional.exponent_counts import _bincount, magnitudes
+from lightning_calib.functional.exponent_counts import _bincount, exponent_counts
 from lightning_calib.functional.plan import Plan
 
 
@@ -68,13 +68,13 @@ def test_counting_on_a_gpu_asks_for_nothing_that_a_deterministic_run_forbids(siz
 
 def test_a_missing_gradient_takes_no_digit_from_the_counts_of_the_others():
     many = torch.ones(1).expand(2**24 + 1)
-    found = magnitudes(Plan.of([many, torch.ones(1)]), [many, None], [0, 1], -48, 15)
+    found = exponent_counts(Plan.of([many, torch.ones(1)]), [many, None], [0, 1], -48, 15)
     assert found[0, 3 + 48].item() == 2**24 + 1
 
 
 def test_a_factor_is_not_rounded_to_the_type_of_the_gradient():
     value = torch.tensor([1.6640625], dtype=torch.bfloat16)  # times 6 / 5: just below 2
-    found = magnitudes(Plan.of([value]), [value], [0], -48, 15, torch.tensor(6 / 5))
+    found = exponent_counts(Plan.of([value]), [value], [0], -48, 15, torch.tensor(6 / 5))
     assert found[0, 2].item() == 0
 
 

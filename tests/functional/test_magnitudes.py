@@ -9,7 +9,7 @@ import torch
 from recorded import count_magnitudes
 from torch import nn
 
-from lightning_calib.functional.exponent_counts import magnitudes
+from lightning_calib.functional.exponent_counts import exponent_counts
 from lightning_calib.functional.plan import Plan
 
 LOW, HIGH = -48, 15
@@ -18,7 +18,7 @@ TYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.comp
 
 def count(values, owners=None, factor=None):
     plan = Plan.of([nn.Parameter(torch.zeros_like(one.to_dense())) for one in values])
-    return magnitudes(plan, values, owners or list(range(len(values))), LOW, HIGH, factor)
+    return exponent_counts(plan, values, owners or list(range(len(values))), LOW, HIGH, factor)
 
 
 def wanted(*values):
@@ -74,7 +74,7 @@ def test_more_elements_than_one_chunk():
 def test_modules_sum_over_their_tensors_and_a_missing_one_adds_nothing():
     a, b, c = (wild(torch.float32, n, 20) for n in (2, 3, 4))
     plan = Plan.of([nn.Parameter(torch.zeros_like(one)) for one in (a, b, c, a, a[:0])])
-    found = magnitudes(plan, [a, b, c, None, a[:0]], [1, 0, 1, 2, 2], LOW, HIGH)
+    found = exponent_counts(plan, [a, b, c, None, a[:0]], [1, 0, 1, 2, 2], LOW, HIGH)
     torch.testing.assert_close(found[:2], torch.stack([wanted(b), wanted(a, c)]), rtol=0, atol=0)
     assert found[2].tolist() == [0, 0, -math.inf, *[0] * 64]
 

@@ -9,8 +9,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from lightning_calib.dashboard.event_detector import Happenings
-from lightning_calib.dashboard.layer_baseline import DEAD_ROWS, Usual, aligned
+from lightning_calib.dashboard.event_detector import EventDetector
+from lightning_calib.dashboard.layer_baseline import DEAD_ROWS, LayerBaseline, aligned
 from lightning_calib.dashboard.records import Logged
 from lightning_calib.report.detect import Jumps, Spikes
 from lightning_calib.report.events import Pause
@@ -32,9 +32,16 @@ def logged(step, peak=(1.0, 1.0, 1.0), idle=(False, False, False), incidents=(),
     return Logged(step, layers, values, None, torch.tensor(idle), incidents)
 
 
-def told(rows, happenings=None):
-    happenings = happenings or Happenings(NAMES)
-    return [event for row in rows for event in happenings.of(row)]
+def follow(rows, detector):
+    found = []
+    for row in rows:
+        events, detector = detector.after(row)
+        found += events
+    return found, detector
+
+
+def told(rows):
+    return follow(rows, EventDetector(NAMES))[0]
 
 
 # Spikes
@@ -237,19 +244,18 @@ def test_a_saved_memory_tells_what_the_other_tells():
     wanted = told(rows)
     assert {event.kind for event in wanted} == set(EVENT_KINDS) - {"summary"}
     for stop in (10, 70, 91, 160):
-        first, second = Happenings(NAMES), Happenings(NAMES)
-        found = told(rows[:stop], first)
+        found, first = follow(rows[:stop], EventDetector(NAMES))
+        second = EventDetector(NAMES)
         second.restore(first.saved(), NAMES)
-        assert found + told(rows[stop:], second) == wanted
+        assert found + follow(rows[stop:], second)[0] == wanted
 
 
 def test_the_memory_follows_a_tensor_by_its_name():
-    first = Happenings(NAMES)
-    told([logged(i, peak=(1.0, ABSENT, 5.0)) for i in range(DEAD_ROWS + 1)], first)
-    second = Happenings(("new", "b.weight", "a.bias"))
+    _, first = follow([logged(i, peak=(1.0, ABSENT, 5.0)) for i in range(DEAD_ROWS + 1)], EventDetector(NAMES))
+    second = EventDetector(("new", "b.weight", "a.bias"))
     second.restore(first.saved(), NAMES)
-    assert second.usual.rows.tolist() == [0, DEAD_ROWS + 1, 0]
-    assert second.usual.told.tolist() == [False, False, True]
+    assert second.baseline.rows.tolist() == [0, DEAD_ROWS + 1, 0]
+    assert second.baseline.told.tolist() == [False, False, True]
 
 
 def test_aligned():
@@ -259,7 +265,7 @@ def test_aligned():
 
 
 def test_the_level_of_a_tensor_is_robust():
-    usual = Usual.empty(1)
+    usual = LayerBaseline.empty(1)
     for i, value in enumerate(noise(300, 0.2)):
         usual = usual.add(torch.tensor([1e6 if i % 50 == 49 else value]))
     assert usual.level.item() == pytest.approx(0.0, abs=0.25)  # of the logarithm; the noise has 0.2

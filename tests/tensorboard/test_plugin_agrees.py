@@ -8,7 +8,7 @@ import torch
 from board import LOADERS, board
 from written import NAMES, norms, owner, whole, writer
 
-from lightning_calib.dashboard.record_stream import Stream
+from lightning_calib.dashboard.record_stream import RecordStream
 from lightning_calib.dashboard.records import Logged, Rows
 
 STEPS = 45
@@ -18,14 +18,15 @@ STEPS = 45
 def test_a_stream_is_served_as_it_was_told(tmp_path: Path, loader: str) -> None:
     size = len(NAMES)
     owners = tuple(owner(name) for name in NAMES)
-    stream = Stream(Rows(1, "SGD", "/1", NAMES, owners, (2,) * size, (False,) * size))
+    stream = RecordStream(Rows(1, "SGD", "/1", NAMES, owners, (2,) * size, (False,) * size))
     modules, told = stream.rows.modules, []
     with writer(tmp_path) as out:
         for step in range(STEPS):
             counts = torch.full((2, len(modules), 67), float(step)) if stream.histogram_due else None
             told.append(norms(NAMES, step, STEPS))
             row = Logged(step, told[-1], whole(told[-1], step, STEPS), counts, torch.zeros(size, dtype=torch.bool))
-            out.write(stream.take(row), step)
+            records, stream = stream.after(row)
+            out.write(records, step)
     with board(tmp_path, loader) as tab:
         tab.until(lambda tab: tab.runs() and tab.runs()["."]["optimizers"][0]["last_step"] == STEPS - 1)
         (optimizer,) = tab.runs()["."]["optimizers"]

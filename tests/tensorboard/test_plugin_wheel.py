@@ -22,4 +22,5 @@ def test_the_wheel_holds_the_front_end_and_the_entry_point(tmp_path: Path) -> No
     served = {path.name for path in FOLDER.iterdir() if path.suffix in TYPES}
     assert "index.js" in served
     assert {f"lightning_calib/panels/{name}" for name in served} <= names
-    assert {f"lightning_calib/tensorboard/{name}.py" for name in ("loader", "plugin", "contract", "writer")} <= names
+    assert {f"lightning_calib/tensorboard/{name}.py" for name in ("loader", "plugin", "contract")} <= names
+    assert "lightning_calib/dashboard/event_file.py" in names

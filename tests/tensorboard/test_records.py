@@ -6,10 +6,12 @@ import json
 import math
 
 import torch
+from boring import different, same_bits
 
 from lightning_calib.dashboard.decimation import MOST
-from lightning_calib.dashboard.record_stream import LATEST, Stream
+from lightning_calib.dashboard.record_stream import LATEST, RecordStream
 from lightning_calib.dashboard.records import Logged, Rows
+from lightning_calib.report.events import Event
 from lightning_calib.tensorboard.contract import ABSENT, GLOBAL_NAMES, HISTOGRAM_COLUMNS, STATISTICS
 
 NAMES = ("a.weight", "a.bias", "b.weight")
@@ -56,6 +58,23 @@ def test_what_the_tab_must_know_is_json():
     about = rows().record("hist", torch.zeros(2, 2, 67)).about
     assert about["rows"] == ("a", "b")
     assert (about["columns"], about["low"]) == (HISTOGRAM_COLUMNS, -48)
+
+
+class Stream:
+    """A stream that goes on, row after row."""
+
+    def __init__(self, rows):
+        self.now = RecordStream(rows)
+
+    def take(self, row):
+        found, self.now = self.now.after(row)
+        return found
+
+    def restore(self, saved):
+        self.now = RecordStream.restored(self.now.rows, saved)
+
+    def __getattr__(self, name):
+        return getattr(self.now, name)
 
 
 def take(stream, span, **kwargs):
@@ -163,3 +182,18 @@ def test_a_row_that_was_not_this_optimizers_turn_is_absent_not_zero():
     stream = Stream(rows())
     row = logged(0)._replace(layers=torch.full((3, 5), ABSENT), totals=torch.full((len(GLOBAL_NAMES),), ABSENT))
     assert stream.take(row)[0].value.unique().tolist() == [ABSENT]
+
+
+def test_a_row_leaves_the_stream_that_it_is_given_as_it_is():
+    before = RecordStream(rows())
+    for step in range(3):
+        before = before.after(logged(step))[1].with_event(Event(step, "summary", "so far"))
+    kept = json_like(before.saved())
+    spiked = logged(3)
+    spiked.totals[GLOBAL_NAMES.index("skipped_total")] = 5.0
+    first, second = before.after(spiked), before.after(spiked)
+    same([(3, one) for one in first[0]], [(3, one) for one in second[0]])
+    same_bits(before.saved(), kept)
+    same_bits(first[1].saved(), second[1].saved())
+    with different("the row is remembered"):
+        same_bits(first[1].saved(), kept)

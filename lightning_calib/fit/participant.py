@@ -1,0 +1,143 @@
+"""What a callback needs of a fit, and its share of every step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+from torch import Tensor
+
+from lightning_calib.steps.gradient_view import GradientView
+from lightning_calib.steps.optimizer_facts import TrainerClip
+from lightning_calib.steps.optimizer_memory import OptimizerMemory
+from lightning_calib.steps.optimizer_run import OptimizerRun
+from lightning_calib.steps.step_record import StepRecord
+
+Row = dict[str, Tensor | float]  # tags of scalars without the optimizer's suffix, and their values
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a callback needs of the fit, and what the others must know of it.
+
+    Attributes:
+        acts: It may change gradients or learning rates, or end the run: it refuses where it cannot be right.
+        clips: How it reduces gradients, if that is what it does: by one norm that never changes, in another way, or to
+            a norm, which also enlarges.
+        guards: It looks for gradients that are not finite, before the others look at anything.
+        scales_rates: It scales learning rates.
+        full_row: It wants all scalars in the row, not only those of the callbacks that act.
+        every_n_steps: It wants a row every so many batches that step; None follows the Trainer.
+        units: The norms of units must be measured.
+        norm_types: The p of the p-norms that it reads; each one but 2 costs a reading.
+        rereads: Why else the gradients are read again, for the start line.
+        fabric: The hook before the step is all that it needs.
+    """
+
+    acts: bool = True
+    clips: Literal["fixed", "adaptive", "normalise"] | None = None
+    guards: bool = False
+    scales_rates: bool = False
+    full_row: bool = False
+    every_n_steps: int | None = None
+    units: bool = False
+    norm_types: tuple[float, ...] = (2.0,)
+    rereads: str = ""
+    fabric: bool = False
+
+
+class Participant:
+    """A callback as a session drives it: what it needs, and its share of a step.
+
+    It changes gradients through the view only, and what it has to tell of a step it returns in the record.
+    """
+
+    needs: Needs = Needs()
+    recorder: "TabRecorder | None" = None  # set in `start` by the one that wants the tab's records written
+
+    @property
+    def label(self) -> str:
+        """How sentences call it."""
+        return type(self).__name__
+
+    @property
+    def state_key(self) -> str:
+        """What tells it from the others, in checkpoints."""
+        return type(self).__qualname__
+
+    def start(self, fit: "FitStart") -> str | None:
+        """Once per fit, before `prepare`; the text, if any, goes into the start line."""
+
+    def prepare(self, view: GradientView, memory: OptimizerMemory) -> OptimizerMemory:
+        """Prepare for an optimizer's plan, at the start and when the plan has changed; take up what was saved."""
+        return memory
+
+    def inspect(self, view: GradientView, record: StepRecord) -> StepRecord:
+        """Look at a step before any of ours acts."""
+        return record
+
+    def inspect_again(self, view: GradientView, record: StepRecord) -> StepRecord:
+        """Look at a step that a foreign callback may have changed after `inspect`."""
+        return record
+
+    def act(self, view: GradientView, record: StepRecord) -> StepRecord:
+        """Change the gradients of this step, if that is what it does."""
+        return record
+
+    def observe(self, view: GradientView, record: StepRecord) -> None:
+        """Look at a step when all of ours have acted."""
+
+    def row(self, view: GradientView, record: StepRecord, memory: OptimizerMemory) -> Row:
+        """What it adds to a logged row: tag without suffix, value. It changes nothing."""
+        return {}
+
+    def refuse(self, reason: str) -> None:
+        """Raise if it acts; else say why it stays silent."""
+        raise NotImplementedError
+
+
+class FitStart(NamedTuple):
+    """What there is when a fit begins.
+
+    Attributes:
+        module: The LightningModule, or what stands in its place in a Fabric loop.
+        views: Of the optimizers whose gradients can be judged.
+        participants: In the order of the list of callbacks.
+        clip: What the Trainer does after them.
+        trainer: None in a Fabric loop.
+    """
+
+    module: Any
+    views: Sequence[GradientView]
+    participants: Sequence[Participant]
+    clip: TrainerClip
+    trainer: Any = None
+
+
+class TabRecorder(Protocol):
+    """The writing side of the "Gradients" tab, as a session drives it. No failure of its own ends a run."""
+
+    def prepare(self, run: OptimizerRun) -> None:
+        """Prepare for an optimizer's plan; what the tab remembers goes on."""
+
+    def begin_step(self, run: OptimizerRun) -> None:
+        """A step begins, and nobody has acted yet."""
+
+    def end_step(self, run: OptimizerRun) -> None:
+        """Everybody has acted."""
+
+    def see_used(self, run: OptimizerRun) -> None:
+        """The gradients of a logged step are as the optimizer uses them."""
+
+    def collect(self, run: OptimizerRun, memory: OptimizerMemory) -> Sequence[Tensor] | None:
+        """The tensors of one optimizer that a row needs on the host; None where the tab has ended."""
+
+    def close(
+        self, run: OptimizerRun, memory: OptimizerMemory, row: dict[str, float], values: Sequence[Tensor], step: int
+    ) -> tuple[Sequence[Any], Any] | None:
+        """The records of a row that is on the host, and what the tab remembers after it. It changes nothing."""
+
+    def end_row(self) -> None:
+        """The row is written: the steps that were logged are over."""
+
+    def write(self, records: Sequence[Any], step: int) -> None:
+        """Write records of a row."""

@@ -1,0 +1,59 @@
+"""What is remembered of one optimizer from step to step, and how a step or a row changes it."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from lightning_calib.functional.plan import Plan
+from lightning_calib.steps.counts import ClipCounts, StepCounts
+from lightning_calib.steps.norm_history import NormHistory
+from lightning_calib.steps.step_record import StepRecord
+
+
+class OptimizerMemory(NamedTuple):
+    """A value: every change makes a new one.
+
+    Attributes:
+        steps: Counts of steps.
+        clips: Counts by ``state_key`` of the callbacks that clip gradients of this optimizer.
+        norms: The norms of the run, where GradientMonitor wants them.
+        tab: What the tab's records remember, where there is a tab.
+    """
+
+    steps: StepCounts
+    clips: Mapping[str, ClipCounts]
+    norms: NormHistory | None = None
+    tab: Any = None
+
+    @staticmethod
+    def empty(plan: Plan) -> "OptimizerMemory":
+        """Nothing has happened."""
+        return OptimizerMemory(StepCounts.empty(plan), {})
+
+    def add(self, record: StepRecord, *, scaled: bool, fused: bool) -> "OptimizerMemory":
+        """Count a step with a gradient when all callbacks have acted.
+
+        Args:
+            record: The step.
+            scaled: Whether there is a GradScaler.
+            fused: Whether the optimizer skips overflows by itself.
+        """
+        if record.norm_before is None:
+            return self
+        return self.add_clips(record)._replace(
+            steps=self.steps.add(record, scaled=scaled, fused=fused),
+            norms=None if self.norms is None else self.norms.add(record.norm_before),
+        )
+
+    def add_clips(self, record: StepRecord) -> "OptimizerMemory":
+        """Count who reduced the gradient; a step that somebody has dropped counts as one that nobody reduced."""
+        fired = {one.key: one.reduced for one in record.fired} if record.live else {}
+        return self._replace(clips={key: counts.add(fired.get(key)) for key, counts in self.clips.items()})
+
+    def end_step(self, record: StepRecord) -> "OptimizerMemory":
+        """The step at hand is over: count it as skipped if torch did not take it."""
+        return self._replace(steps=self.steps.end_step(skipped=record.skipped))
+
+    def new_window(self) -> "OptimizerMemory":
+        """A row is written: what is counted since the last row starts again."""
+        clips = {key: counts.new_window() for key, counts in self.clips.items()}
+        return self._replace(steps=self.steps.new_window(), clips=clips)

@@ -1,0 +1,132 @@
+"""One optimizer step as a value: what was measured, what was done to the gradient, and what the optimizer used."""
+
+from enum import Enum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_calib.functional.norms import Reading
+from lightning_calib.steps.weight_update import WeightUpdate
+
+
+class Phase(Enum):
+    """Where an optimizer's step stands."""
+
+    RESTING = "no step since the last batch ended"
+    JUDGED = "our callbacks have seen the gradient; torch has not ended its step"
+    TAKEN = "torch took the step with a gradient"
+    NOT_TAKEN = "torch's step found no gradient"
+
+
+class StepRates(NamedTuple):
+    """The learning rate of the first param group in one step, and the GradScaler's scale.
+
+    Attributes:
+        lr: As the scheduler left it; None where the optimizer has none.
+        lr_effective: Times the group's ``d``, where it has one, and times the factors of LearningRateControl.
+        loss_scale: None without a GradScaler.
+    """
+
+    lr: float | Tensor | None
+    lr_effective: float | Tensor | None
+    loss_scale: float | None = None
+
+    def scaled(self, factor: float | Tensor) -> "StepRates":
+        """With another factor on the effective rate."""
+        return self._replace(lr_effective=None if self.lr_effective is None else self.lr_effective * factor)
+
+
+class Fired(NamedTuple):
+    """Whether one callback reduced the gradient.
+
+    Attributes:
+        key: The callback's ``state_key``.
+        reduced: 0-d bool; in a dry run, whether it would have.
+        acted: False in a dry run.
+    """
+
+    key: str
+    reduced: Tensor
+    acted: bool = True
+
+
+class Kept(NamedTuple):
+    """What is left of the gradient's norm when everybody has acted.
+
+    Attributes:
+        norm: 0-d.
+        by_trainer: 0-d bool: whether the Trainer, or the module in its place, took of it.
+    """
+
+    norm: Tensor
+    by_trainer: Tensor
+
+
+class Overflow(NamedTuple):
+    """What the guard knows about a gradient that is not finite.
+
+    Attributes:
+        incident: False where a GradScaler meets it as a part of its work.
+        skipped_in_kernel: Whether a fused optimizer skips the step on the device, by itself.
+    """
+
+    incident: bool
+    skipped_in_kernel: bool
+
+
+class StepRecord(NamedTuple):
+    """One step of one optimizer; changed by `_replace` only.
+
+    Attributes:
+        phase: Where the step stands.
+        live: There is a gradient, it is of this step, and nobody has dropped it.
+        logged: A row is due in this batch.
+        window_scale: What makes the gradient that of a whole window of micro-batches: above 1 in a short one.
+        rates: Of logged steps.
+        norm_before: 2-norm as the first of our callbacks saw it, 0-d; None on a step without a gradient.
+        norm_left: 2-norm as the last of ours left it, 0-d; None where nobody needs to know.
+        fired: What each clipping callback did.
+        kept: What everybody left, where it can be computed.
+        overflow: What the guard found, on a step that it found to be bad.
+        incident: Step, tensor and sentence of an incident, for the tab.
+        used: The norms that the optimizer used, of logged steps; None where they cannot be known.
+        norm_used: Their total, 0-d.
+        update: How far the step moved the weights, of logged steps.
+    """
+
+    phase: Phase = Phase.RESTING
+    live: bool = False
+    logged: bool = False
+    window_scale: float = 1.0
+    rates: StepRates | None = None
+    norm_before: Tensor | None = None
+    norm_left: Tensor | None = None
+    fired: tuple[Fired, ...] = ()
+    kept: Kept | None = None
+    overflow: Overflow | None = None
+    incident: tuple[int, str, str] | None = None
+    used: Reading | None = None
+    norm_used: Tensor | None = None
+    update: WeightUpdate | None = None
+
+    @property
+    def reduced(self) -> bool | Tensor:
+        """Whether anybody reduced the gradient, 0-d; False where nobody is known to clip."""
+        found = [one.reduced for one in self.fired if one.acted and self.live]
+        found += [self.kept.by_trainer] if self.kept is not None else []
+        return torch.stack(found).any() if found else False
+
+    @property
+    def turn(self) -> bool:
+        """Whether it was this optimizer's turn in the batch at hand."""
+        return self.phase is not Phase.RESTING
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the step, now that it is over, was not taken."""
+        return self.phase in (Phase.JUDGED, Phase.NOT_TAKEN)
+
+    def rest(self) -> "StepRecord":
+        """The batch has ended: the row, if one was due, is written."""
+        return self._replace(phase=Phase.RESTING, used=None, norm_used=None, update=None)
