@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lightning_calib.callbacks import AGC as AGC
     from lightning_calib.callbacks import AdaGC as AdaGC
     from lightning_calib.callbacks import AutoClip as AutoClip
+    from lightning_calib.callbacks import GradientCentralize as GradientCentralize
     from lightning_calib.callbacks import GradientClip as GradientClip
     from lightning_calib.callbacks import GradientMonitor as GradientMonitor
     from lightning_calib.callbacks import GradientNormalize as GradientNormalize
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from lightning_calib.callbacks import NonFiniteGuard as NonFiniteGuard
     from lightning_calib.callbacks import PreciseBatchNorm as PreciseBatchNorm
     from lightning_calib.callbacks import ZClip as ZClip
-    from lightning_calib.callbacks.gradient_centralize import GradientCentralize as GradientCentralize
     from lightning_calib.policies import EMARelative as EMARelative
     from lightning_calib.policies import MaxNorm as MaxNorm
     from lightning_calib.policies import Percentile as Percentile

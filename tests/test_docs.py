@@ -9,6 +9,7 @@ from pkgutil import walk_packages
 import pytest
 
 import lightning_calib
+from lightning_calib.tensorboard.contract import LOGGED
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -40,3 +41,10 @@ def test_docstring_examples_print_what_they_say(name: str) -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_page_of_tags_has_every_scalar_as_the_package_describes_it() -> None:
+    page = (ROOT / "docs" / "logged.md").read_text()
+    table = page.split("| tag | what it is | how to read it |\n|---|---|---|\n")[1].split("\n\n")[0]
+    rows = [(f"`calib/{one.name}`", one.meaning, one.reading) for one in LOGGED]
+    assert table.splitlines() == ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]

@@ -1,4 +1,4 @@
-"""The callbacks: thin over `functional` and `policies`, and the only place that knows Lightning."""
+"""The callbacks: what users type, one file each, thin over the rest."""
 
 from lightning_calib.callbacks.gradient_centralize import GradientCentralize as GradientCentralize
 from lightning_calib.callbacks.gradient_clip import GradientClip as GradientClip

@@ -82,7 +82,7 @@ class CalibratedCallback(Participant, Callback):
             self._off = True
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Join the session; the first callback that is told makes it for all."""
+        """Join the session; the first callback to get here makes it for all."""
         if self._off or self._session is not None:
             return
         # By the type, not by `isinstance`: a proxy says that it is an instance, and is not the callback itself.
@@ -107,7 +107,7 @@ class CalibratedCallback(Participant, Callback):
         say(start_line(trainer, session.facts, ours, [note for note in notes if note]))
         warn_of_two_clippers(session.facts, ours)
         for one in ours:
-            one._tell_losses()
+            one._warn_of_losses()
 
     def refuse(self, reason: str) -> None:
         """Raise if it acts; else say why it stays silent."""
@@ -132,7 +132,7 @@ class CalibratedCallback(Participant, Callback):
             self._off = self._fabric is None
             if self._fabric is not None:
                 self._fabric.turn(optimizer)
-                self._tell_losses()
+                self._warn_of_losses()
 
     def on_train_batch_end(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
@@ -236,10 +236,10 @@ class CalibratedCallback(Participant, Callback):
             else:
                 warn(f"{self.label}: a state of version {found} cannot be read; starting afresh.")
 
-    def _tell_losses(self) -> None:
-        told = self._losses.told(self.label)
-        if told:
-            warn(told)
+    def _warn_of_losses(self) -> None:
+        sentence = self._losses.sentence(self.label)
+        if sentence:
+            warn(sentence)
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickling and copying: the arguments and the state, without the Trainer and the module."""

@@ -71,8 +71,8 @@ class GradientMonitor(CalibratedCallback):
         the last row, the record that is being filled, and what the events remember (about 100 bytes per parameter).
 
     Note:
-        Above 1,000 rows a record holds the largest of 2, 4, 8, ... rows: 5,977 records for 10^6 rows. Trouble while
-        writing the tab's records is told once and ends them, not the run.
+        Above 1,000 rows a record holds the largest of 2, 4, 8, ... rows: 5,977 records for 10^6 rows. An error while
+        writing the tab's records ends them with one warning, not the run.
 
         With a fused optimizer under a GradScaler the gradients still carry the scale: the norms are divided by it.
         Under DeepSpeed, FSDP1 or LBFGS the callback says so once, and logs nothing.

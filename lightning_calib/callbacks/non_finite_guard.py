@@ -227,8 +227,9 @@ class NonFiniteGuard(CalibratedCallback):
         reason = log.falls_sick(scale)
         if reason:
             warn(
-                f"the GradScaler is not well: {reason}. Use precision='bf16-mixed', a larger epsilon where the model "
-                "divides, or a shorter growth_interval; if the loss itself grows, a lower learning rate."
+                f"the GradScaler does not find a scale that works: {reason}. Use precision='bf16-mixed', a larger "
+                "epsilon where the model divides, or a shorter growth_interval; if the loss itself grows, a lower "
+                "learning rate."
             )
 
     def finish(self) -> None:

@@ -73,7 +73,7 @@ class SegmentRescaler(CalibratedCallback):
         self._clip, self._tag = clip, f".{name}" if name else ""
 
     def start(self, fit: FitStart) -> str | None:
-        """Check the globs against the model's names; tell what is left out, and what a warm-up leaves unbounded."""
+        """Check the globs against the model's names; say what is left out, and what a warm-up leaves unbounded."""
         held = [name for view in fit.views for name in view.plan.names]
         names = list(dict.fromkeys([*Plan.of(fit.module).names, *held]))
         check_globs("rules", self.rules, names)
@@ -85,8 +85,8 @@ class SegmentRescaler(CalibratedCallback):
         self._check_tag(alike[: alike.index(self)])
         self._left_out = frozenset(self._excluded(fit.module, names))
         left_out = f"leaves out {_shortened(sorted(self._left_out))}" if self._left_out else ""
-        told = [one for one in (left_out, self._unbounded(names)) if one]
-        return f"{self.label} {', and '.join(told)}" if told else None
+        parts = [part for part in (left_out, self._unbounded(names)) if part]
+        return f"{self.label} {', and '.join(parts)}" if parts else None
 
     def _unbounded(self, names: Sequence[str]) -> str:
         """In which steps it acts on no norm, however large: those of the warm-ups that have no bound."""
@@ -97,9 +97,9 @@ class SegmentRescaler(CalibratedCallback):
                 part = "what no rule names" if glob is None else repr(glob)
                 steps.setdefault(policy.unbounded_steps, []).append(part)
         whole = "its first {} steps" if not self.rules else "the first {} steps of {}"
-        told = " and ".join(whole.format(count, _shortened(parts)) for count, parts in steps.items())
+        spans = " and ".join(whole.format(count, _shortened(parts)) for count, parts in steps.items())
         verb = "clips" if self._clip else "rescales"
-        return f"{verb} nothing in {told} (set warmup_max_norm to bound them)" if told else ""
+        return f"{verb} nothing in {spans} (set warmup_max_norm to bound them)" if spans else ""
 
     def _check_tag(self, before: "Sequence[SegmentRescaler]") -> None:
         """Two callbacks must not log under one tag: the last one's numbers would win."""

@@ -57,7 +57,7 @@ class EventDetector:
         self.row, self.step = self.row + 1, logged.step
         return sorted(found, key=lambda event: event.step)
 
-    def _tell(self, event: Event, badness: float = 0.0) -> list[Event]:
+    def _admit(self, event: Event, badness: float = 0.0) -> list[Event]:
         pause = self.pauses[event.kind]
         if not pause.admits(self.row, badness):
             return []
@@ -66,17 +66,17 @@ class EventDetector:
     def _nonfinite(self, logged: Logged, totals: dict[str, float], peak: Tensor) -> list[Event]:
         more = self.nonfinite.more(totals.get("nonfinite_total", 0.0))
         known = [Event(step, "nonfinite", text, layer) for step, layer, text in logged.incidents]
-        found = [told for event in known for told in self._tell(event)]
+        found = [listed for event in known for listed in self._admit(event)]
         if more > len(known):
             bad = (~peak.isfinite()).nonzero().flatten().tolist()
             layer = self.names[bad[-1]] if bad else None
             count = more - len(known)
-            found += self._tell(events.nonfinite(logged.step, self.step, count, len(bad), len(self.names), layer))
+            found += self._admit(events.nonfinite(logged.step, self.step, count, len(bad), len(self.names), layer))
         return found
 
     def _skipped(self, logged: Logged, totals: dict[str, float]) -> list[Event]:
         more = self.skipped.more(totals.get("skipped_total", 0.0))
-        return self._tell(events.skip(logged.step, self.step, more, totals.get("loss_scale"))) if more else []
+        return self._admit(events.skip(logged.step, self.step, more, totals.get("loss_scale"))) if more else []
 
     def _spike(self, logged: Logged, totals: dict[str, float], peak: Tensor) -> list[Event]:
         norm = totals.get("grad_norm_max", 0.0)
@@ -87,21 +87,21 @@ class EventDetector:
         most = int(rises.argmax()) if rises.numel() else -1
         rise = exp(min(float(rises[most]), 700.0)) if rises.numel() and isfinite(float(rises[most])) else 0.0
         layer = self.names[most] if rise > 0 else None
-        return self._tell(events.spike(logged.step, self.step, norm, times, layer, rise), badness=norm)
+        return self._admit(events.spike(logged.step, self.step, norm, times, layer, rise), badness=norm)
 
     def _rate(self, logged: Logged, totals: dict[str, float]) -> list[Event]:
         jumps = {"lr": self.lr, "lr_effective": self.lr_effective}
         moved = {name: jump.from_to(totals[name]) for name, jump in jumps.items() if name in totals}
         for name, pair in moved.items():
             if pair is not None:
-                return self._tell(events.rate(logged.step, self.step, *pair, effective=name != "lr"))
+                return self._admit(events.rate(logged.step, self.step, *pair, effective=name != "lr"))
         return []
 
     def _dead(self, logged: Logged) -> list[Event]:
         self.baseline, never, lately = self.baseline.dead(logged.idle)
         named = ((never, True), (lately, False))
-        told = [([self.names[i] for i in rows], kind) for rows, kind in named if rows]
-        return [events.dead(logged.step, DEAD_ROWS, layers, never=kind) for layers, kind in told]
+        groups = [([self.names[i] for i in rows], kind) for rows, kind in named if rows]
+        return [events.dead(logged.step, DEAD_ROWS, layers, never=kind) for layers, kind in groups]
 
     def saved(self) -> dict[str, Any]:
         """For the checkpoint."""

@@ -39,7 +39,7 @@ def _plain(event: Event) -> dict[str, Any]:
 class RecordStream:
     """Turns rows into records. Everything that a later record depends on is in `saved`.
 
-    A value for its users: `after` and `told` give another stream, and leave this one as it is.
+    A value for its users: `after` and `flushed` give another stream, and leave this one as it is.
     """
 
     def __init__(self, rows: Rows) -> None:
@@ -68,8 +68,8 @@ class RecordStream:
             found.append(self.rows.record(GLOBALS, full.values))
         if row.histograms is not None:
             found.append(self.rows.record(HISTOGRAMS, row.histograms))
-        told, following = following.told()
-        return found + told, following
+        events_record, following = following.flushed()
+        return found + events_record, following
 
     def with_event(self, event: Event) -> "RecordStream":
         """It goes with the next record of events, if none with its text waits already."""
@@ -78,7 +78,7 @@ class RecordStream:
             following.waiting = (*self.waiting, event)
         return following
 
-    def told(self) -> "tuple[list[Record], RecordStream]":
+    def flushed(self) -> "tuple[list[Record], RecordStream]":
         """A record of what has happened since the last one, if anything has; and the stream that goes on."""
         following, events = copy(self), self.waiting
         following.waiting = ()

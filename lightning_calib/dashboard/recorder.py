@@ -173,7 +173,7 @@ class Recorder:
         for run in runs:
             tab = run.memory.tab
             self.write(*tab.stream.unfinished())
-            records, stream = tab.stream.told()
+            records, stream = tab.stream.flushed()
             self.write(records, max(step, self.last + 1))
             run.memory = run.memory._replace(tab=tab._replace(stream=stream))
         for writer in self.writers:

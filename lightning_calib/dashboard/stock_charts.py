@@ -73,8 +73,8 @@ class Address:
     def pinned(self, suffixes: Sequence[str]) -> str:
         """Time Series with the scalars that matter pinned, and without smoothing."""
         cards = [{"plugin": "scalars", "tag": f"calib/{name}{suffix}"} for suffix in suffixes for name in _PINNED]
-        told = json.dumps(cards[:10], separators=(",", ":"))  # it pins ten at most
-        return f"{_HOST}?pinnedCards={quote(told, safe='')}&smoothing=0#timeseries"
+        pinned = json.dumps(cards[:10], separators=(",", ":"))  # it pins ten at most
+        return f"{_HOST}?pinnedCards={quote(pinned, safe='')}&smoothing=0#timeseries"
 
 
 def furnish(experiment: SummaryWriter, suffixes: Sequence[str]) -> Address:

@@ -42,7 +42,7 @@ def scalars(
 
 
 def _taken(view: GradientView, record: StepRecord) -> Row:
-    """What can be told only of a step that was taken."""
+    """What is known only of a step that was taken."""
     before = record.norm_before
     overflow = before is None or (view.fused and not bool(before.isfinite()))
     if record.phase is not Phase.TAKEN or overflow:

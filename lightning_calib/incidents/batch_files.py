@@ -23,7 +23,7 @@ class BatchFiles:
         self.written = 0
         self.last = (-1, 0)  # the step of the last incident, and how many it had
 
-    def save(self, told: str, micros: list[MicroBatch], rank: int, step: int) -> str:
+    def save(self, sentence: str, micros: list[MicroBatch], rank: int, step: int) -> str:
         """Write the micro-batches; returns what to say about it."""
         if self.folder is None or self.written >= _MOST_FILES:
             return ""
@@ -34,7 +34,7 @@ class BatchFiles:
         path = self.folder / f"step{step:08d}-rank{rank}{number}.pt"
         try:
             batches = [{"batch_idx": one.index, "batch": plain(one.batch), "rng": one.rng} for one in micros]
-            content = {"version": 1, "incident": told, "step": step, "rank": rank, "batches": batches}
+            content = {"version": 1, "incident": sentence, "step": step, "rank": rank, "batches": batches}
             memory = BytesIO()  # torch's own writer leaves half a file behind on a full disk
             torch.save(content, memory)
             self.folder.mkdir(parents=True, exist_ok=True)

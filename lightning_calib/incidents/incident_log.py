@@ -42,7 +42,7 @@ class IncidentLog:
 
     @property
     def loud(self) -> bool:
-        """Whether the incident at hand is told: the first ten, then the 16th, 32nd, ..."""
+        """Whether the incident at hand is reported: the first ten, then the 16th, 32nd, ..."""
         return self.total <= 10 or self.total & (self.total - 1) == 0
 
     def remember(self, text: str) -> None:

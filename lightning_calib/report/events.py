@@ -1,8 +1,8 @@
-"""Events: what happened to a run at which step, in plain words, told seldom enough to be read."""
+"""Events: what happened to a run at which step, in plain words, listed seldom enough to be read."""
 
 from typing import NamedTuple
 
-_OFTEN = 20  # events of a kind that are told freely; then the pause between two doubles with each 20 more
+_OFTEN = 20  # events of a kind that are listed freely; then the pause between two doubles with each 20 more
 _PAUSE = 5  # rows
 
 
@@ -25,11 +25,11 @@ class Event(NamedTuple):
 
 
 class Pause:
-    """How often events of one kind are told: after one, some rows pass, unless the next is twice as bad."""
+    """How often events of one kind are listed: after one, some rows pass, unless the next is twice as bad."""
 
     def __init__(self) -> None:
         self.told, self.hidden = 0, 0
-        self.row = -(10**9)  # of the last one that was told
+        self.row = -(10**9)  # of the last one that was listed
         self.worst = 0.0  # of the kind's own measure of how bad it is
 
     def admits(self, row: int, badness: float = 0.0) -> bool:
@@ -42,7 +42,7 @@ class Pause:
         return True
 
     def rest(self) -> str:
-        """How many were kept quiet since the last one that was told; they are forgotten."""
+        """How many were kept quiet since the last one that was listed; they are forgotten."""
         count, self.hidden = self.hidden, 0
         return f" {count:,} more of the kind since the last one listed." if count else ""
 

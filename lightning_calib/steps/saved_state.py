@@ -64,7 +64,7 @@ def of_optimizer(state: dict[str, Any], section: str, index: int) -> dict[str, A
 
 
 class Losses:
-    """What of a callback's saved state could not be taken up; told in one line."""
+    """What of a callback's saved state could not be taken up; said in one line."""
 
     def __init__(self) -> None:
         self.found: list[str] = []
@@ -77,8 +77,10 @@ class Losses:
         except DamagedStateError as damage:
             self.found.append(f"{damage} (lost: {what})")
 
-    def told(self, label: str) -> str:
+    def sentence(self, label: str) -> str:
         """What was found since the last time, as one sentence; empty if nothing was."""
         found, self.found = list(dict.fromkeys(self.found)), []
-        said = "; ".join(found)
-        return said and f"{label}: its saved state is damaged: {said}. What is lost starts afresh, the rest is kept."
+        damage = "; ".join(found)
+        return (
+            damage and f"{label}: its saved state is damaged: {damage}. What is lost starts afresh, the rest is kept."
+        )

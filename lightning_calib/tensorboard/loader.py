@@ -21,7 +21,7 @@ class GradientsLoader(TBLoader):  # type: ignore[misc]  # TensorBoard has no typ
     def fix_flags(self, flags: Any) -> None:
         """Keep every record, unless ``--samples_per_plugin`` says otherwise.
 
-        TensorBoard would draw 100 records (10 without its data server) by lot, and spikes would go. The writer has
+        TensorBoard would draw 100 records (10 without its data server) at random, and spikes would go. The writer has
         thinned long runs already, keeping the spikes, so that 0, which means all, is safe; how much is asked for in
         one read is bounded in the module ``reading``.
 

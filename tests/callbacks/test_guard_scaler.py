@@ -18,7 +18,7 @@ OPTIMIZERS = pytest.mark.parametrize("optimizer", [MOMENTUM, ADAM, FUSED], ids=[
 
 
 def sick(lines):
-    return [line for line in lines if "the GradScaler is not well" in line]
+    return [line for line in lines if "the GradScaler does not find a scale that works" in line]
 
 
 @OPTIMIZERS
