@@ -7,17 +7,14 @@ import torch
 from torch.optim import Optimizer
 
 from lightning_calib.fit.closed_row import ClosedRow, close_row
-from lightning_calib.fit.messages import warn
 from lightning_calib.fit.participant import FitStart, Participant, TabRecorder
 from lightning_calib.fit.trainer_facts import FitFacts, window_scale
-from lightning_calib.fit.unsupported import several_closures, unseen_step, unsupported_optimizer
-from lightning_calib.steps.gradient_view import GradientView
+from lightning_calib.fit.unsupported import several_closures
+from lightning_calib.fit.watched_optimizers import WatchedOptimizers
 from lightning_calib.steps.optimizer_memory import OptimizerMemory
 from lightning_calib.steps.optimizer_run import OptimizerRun
 from lightning_calib.steps.scaled_rates import rates_in_use
-from lightning_calib.steps.step_hooks import StepHooks
 from lightning_calib.steps.step_record import Kept, Phase, StepRecord
-from lightning_calib.steps.unseen_steps import UnseenSteps
 
 
 class Session:
@@ -37,12 +34,8 @@ class Session:
         self.facts = FitFacts.of(trainer, module, participants)
         self.recorder: TabRecorder | None = None  # GradientMonitor's, where there is a tab
         self.backwards = 0
-        self.refused: set[int] = set()
-        self.runs: dict[int, OptimizerRun] = {}  # by the optimizer's identity
-        self.hooks: dict[int, StepHooks] = {}
-        self.unseen = UnseenSteps(lambda: [run.view for run in self.runs.values()], self._unseen)
-        for optimizer in trainer.optimizers:
-            self._add(optimizer)
+        self.watched = WatchedOptimizers(trainer, module, participants, self.facts)
+        self.runs, self.attach, self.detach = self.watched.runs, self.watched.attach, self.watched.detach
 
     def start(self) -> FitStart:
         """What the callbacks are given at the start."""
@@ -61,85 +54,13 @@ class Session:
             run.memory = one.prepare(run.view, run.memory)
         if self.recorder is not None:
             self.recorder.prepare(run)
-            self.hooks[id(run.view.optimizer)].see_used = self.recorder.see_used
-
-    def attach(self) -> None:
-        """Hook into torch's own step: the only place where what the optimizer used can be seen."""
-        self.unseen.attach()
-        for key, hooks in self.hooks.items():
-            hooks.attach()
-            if any(one.needs.scales_rates for one in self.participants):
-                self.runs[key].rates.attach()
-
-    def detach(self) -> None:
-        """Take the hooks away again."""
-        self.unseen.detach()
-        for key, hooks in self.hooks.items():
-            hooks.detach()
-            self.runs[key].rates.detach()
-
-    # The optimizers
-
-    def _add(self, optimizer: Optimizer) -> OptimizerRun | None:
-        if unsupported_optimizer(optimizer) is not None:
-            return None
-        index = next(i for i, one in enumerate(self.trainer.optimizers) if one is optimizer)
-        suffix = f"/{index}" if len(self.trainer.optimizers) > 1 else ""
-        units = any(one.needs.units for one in self.participants)
-        view = GradientView(index, optimizer, self.module, suffix=suffix, units=units, scaler=self.facts.scaler)
-        run = self.runs[id(optimizer)] = OptimizerRun.of(view)
-        self.hooks[id(optimizer)] = StepHooks(
-            run,
-            self.facts.clip,
-            final_norm_computable=self.facts.final_norm_computable,
-            weights=self.facts.full_row,
-            warn=warn,
-        )
-        return run
-
-    def run_of(self, optimizer: Optimizer) -> OptimizerRun | None:
-        """What is held of the optimizer that is stepped; None for one whose gradients cannot be judged."""
-        if id(optimizer) not in self.runs and any(one is optimizer for one in self.trainer.optimizers):
-            self._replace_optimizers()
-        run = self.runs.get(id(optimizer))
-        return None if run is None or run.view.index in self.refused else run
-
-    def _replace_optimizers(self) -> None:
-        """Optimizers have taken others' places in the middle of the fit: each takes over the memory of its place."""
-        now = {id(one) for one in self.trainer.optimizers}
-        gone = {run.view.index: run for key, run in self.runs.items() if key not in now}
-        self.detach()
-        for old in gone.values():
-            del self.runs[id(old.view.optimizer)], self.hooks[id(old.view.optimizer)]
-        for optimizer in self.trainer.optimizers:
-            run = self._add(optimizer) if id(optimizer) not in self.runs else None
-            if run is None:
-                continue
-            if run.view.index in gone:
-                old = gone[run.view.index]
-                run.memory, run.backwards = old.memory.end_step(old.record), old.backwards
-            self.prepare(run)
-        self.attach()
-
-    def _refuse(self, run: OptimizerRun, reason: str) -> None:
-        """Nothing right can be said of this optimizer from here on: acting callbacks raise, the others fall silent."""
-        self.refused.add(run.view.index)
-        run.record = StepRecord()
-        for one in self.participants:
-            one.refuse(reason)
-
-    def _unseen(self, view: GradientView, stepped: Optimizer) -> None:
-        """A step of an optimizer's parameters that our hook was not called for."""
-        # `Tuner.lr_find` inside of a fit puts other callbacks in the place of ours: its steps are none of our business.
-        here = any(one is self.first for one in self.trainer.callbacks)  # type: ignore[attr-defined]
-        if here and view.index not in self.refused:
-            self._refuse(self.runs[id(view.optimizer)], unseen_step(stepped, view.optimizer))
+            self.watched.hooks[id(run.view.optimizer)].see_used = self.recorder.see_used
 
     # A step
 
     def turn(self, one: Participant, optimizer: Optimizer) -> None:
         """A callback's turn in a step: the first of ours measures, each acts, the last closes the step."""
-        run = self.run_of(optimizer)
+        run = self.watched.run_of(optimizer, self.prepare)
         if run is None:
             return
         try:
@@ -147,7 +68,7 @@ class Session:
         except Exception as trouble:
             if self._must_raise(run):
                 raise
-            self._refuse(run, f"The gradients of {run.view.label} could not be measured: {trouble!r}.")
+            self.watched.refuse(run, f"The gradients of {run.view.label} could not be measured: {trouble!r}.")
 
     def _must_raise(self, run: OptimizerRun) -> bool:
         """Whether a failure of ours must end the run.
@@ -171,9 +92,9 @@ class Session:
     def _begin(self, run: OptimizerRun) -> None:
         """Begin an optimizer's step; what its last one left open is counted first."""
         view, automatic = run.view, self.module.automatic_optimization
-        self.unseen.announce(view)
+        self.watched.unseen.announce(view)
         if run.record.turn and automatic:  # a batch takes one step, and has not ended
-            self._refuse(run, several_closures(view.optimizer))
+            self.watched.refuse(run, several_closures(view.optimizer))
             return
         run.memory = run.memory.end_step(run.record)
         passes, run.backwards = self.backwards - run.backwards, self.backwards
@@ -220,7 +141,7 @@ class Session:
         for one in self.participants:
             one.observe(view, record)
         if record.logged and record.live:
-            self.hooks[id(view.optimizer)].prepare()
+            self.watched.hooks[id(view.optimizer)].prepare()
 
     def _kept(self, norm_left: torch.Tensor, scale: float) -> Kept | None:
         """What the Trainer leaves of what ours have left, where it can be computed."""
@@ -256,7 +177,7 @@ class Session:
 
     def end_batch(self) -> None:
         """At the end of the batch: every step is over, and a row that is due is written."""
-        self.unseen.end_batch()
+        self.watched.unseen.end_batch()
         closed = self.close_row() if self.due else ClosedRow({}, {}, [])
         for run in self.runs.values():
             run.memory = closed.memories.get(run.view.index, run.memory.end_step(run.record))
