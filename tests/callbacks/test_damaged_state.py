@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -344,25 +345,43 @@ def junk() -> st.SearchStrategy[Any]:
     )
 
 
+class Lines(logging.Handler):
+    """Keeps what our logger says while it is open; `caplog` is one for all examples of a fuzz."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def emit(self, record):
+        self.found.append(record.getMessage())
+
+    def __enter__(self):
+        logging.getLogger("lightning_calib").addHandler(self)
+        return self.found
+
+    def __exit__(self, *_):
+        logging.getLogger("lightning_calib").removeHandler(self)
+
+
 @FUZZ
 @given(st.data())
-def test_what_cannot_fit_is_told_wherever_it_stands(intact, caplog, data):
+def test_what_cannot_fit_is_told_wherever_it_stands(intact, data):
     found = [path for path in nodes(intact["callbacks"]) if len(path) > 1 and path[:2] != CENTRALIZE]
     path = data.draw(st.sampled_from(found))
     value = data.draw(st.sampled_from(misfits(path, at(intact["callbacks"], path))))
-    caplog.clear()
-    _, module = resumed(intact, path, value)
-    (line,) = damage(caplog.messages)
+    with Lines() as lines:
+        _, module = resumed(intact, path, value)
+    (line,) = damage(lines)
     assert f"[calib] {path[0].split('.')[0]}" in line
     assert all(weight.isfinite().all() for weight in weights(module))
 
 
 @FUZZ
 @given(st.data())
-def test_whatever_stands_anywhere_does_not_end_the_run(intact, caplog, data):
+def test_whatever_stands_anywhere_does_not_end_the_run(intact, data):
     path = data.draw(st.sampled_from([path for path in nodes(intact["callbacks"]) if len(path) > 1]))
     value = data.draw(junk())
-    caplog.clear()
-    _, module = resumed(intact, path, value)
-    assert len(damage(caplog.messages)) <= 1
+    with Lines() as lines:
+        _, module = resumed(intact, path, value)
+    assert len(damage(lines)) <= 1
     assert all(weight.isfinite().all() for weight in weights(module))
