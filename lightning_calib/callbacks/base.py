@@ -243,5 +243,5 @@ class CalibratedCallback(Participant, Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickling and copying: the arguments and the state, without the Trainer and the module."""
-        kept = {key: value for key, value in self.__dict__.items() if key not in (*self._transient, "recorder")}
+        kept = {key: value for key, value in self.__dict__.items() if key not in self._transient}
         return {**kept, "_session": None, "_fabric": None, "_own": {}, "_saved": self.state_dict()}

@@ -162,6 +162,10 @@ class GradientMonitor(CalibratedCallback):
             return state
         return {**state, "dashboard": self.recorder.saved(self._session.memories_to_save())}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the open files."""
+        return {**super().__getstate__(), "recorder": None}
+
 
 def _writers(trainer: Any) -> list[RecordWriter] | None:
     """The files of this rank's TensorBoard loggers; None where no rank has any. The same on every rank."""
