@@ -179,7 +179,7 @@ def test_no_attribute_that_the_trainer_overwrites(make):
 )
 @pytest.mark.filterwarnings("ignore")
 def test_built_from_the_configuration_of_lightning_cli(callback):
-    from boring import Tiny
+    from helpers.tiny_modules import Tiny
     from lightning.pytorch.cli import LightningCLI
 
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import pytest
 import torch
-from boring import Tiny, TwoNets, fit
-from steady import Always
+from helpers.rate_probes import Always
+from helpers.tiny_modules import Tiny, TwoNets, fit
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, OneCycleLR
 

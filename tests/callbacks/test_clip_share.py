@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from boring import SGD, Rows, Tiny, TwoNets, fit, scaled
+from helpers.tiny_modules import SGD, Rows, Tiny, TwoNets, fit, scaled
 from lightning.pytorch import Callback
 
 from lightning_calib import (

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from boring import Tiny, fit, same_bits, weights
+from helpers.event_files import Recorded
+from helpers.tiny_modules import Tiny, fit, same_bits, weights
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.loggers import TensorBoardLogger
 from modes.hosts import fabric_loop
-from recorded import Recorded
 from torch import Tensor
 
 from lightning_calib import (

@@ -7,10 +7,10 @@ from functools import partial
 
 import pytest
 import torch
-from boring import Grads, Rows, Tiny, TwoNets, fit, make_trainer, network, scaled, weights
+from helpers.event_files import Recorded, count_magnitudes
+from helpers.tiny_modules import Grads, Rows, Tiny, TwoNets, fit, make_trainer, network, scaled, weights
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from recorded import Recorded, count_magnitudes
 from torch import nn
 from torch.optim import SGD, AdamW
 

@@ -7,10 +7,10 @@ from functools import partial
 
 import pytest
 import torch
-from boring import Rows, Tiny, TwoNets, fit, same_bits, scaled, weights
+from helpers.event_files import Recorded
+from helpers.tiny_modules import Rows, Tiny, TwoNets, fit, same_bits, scaled, weights
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from recorded import Recorded
 from torch.optim import SGD, AdamW
 from torch.utils.tensorboard import SummaryWriter
 

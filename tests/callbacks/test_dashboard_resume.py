@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from boring import Tiny, TwoNets, different, fit, make_trainer, same_bits, scaled
+from helpers.event_files import Recorded
+from helpers.tiny_modules import Tiny, TwoNets, different, fit, make_trainer, same_bits, scaled
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from recorded import Recorded
 from torch import nn
 
 from lightning_calib import GradientMonitor, NonFiniteGuard, ZClip

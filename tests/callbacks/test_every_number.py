@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy
 import pytest
 import torch
-from boring import Rows, Tiny, TwoNets, batches_that_stepped, fit, norm, scaled
+from helpers.tiny_modules import Rows, Tiny, TwoNets, batches_that_stepped, fit, norm, scaled
 from lightning.pytorch import Callback
 from torch import Tensor
 

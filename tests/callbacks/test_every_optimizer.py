@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import pytorch_optimizer
 import torch
-from boring import Rows, Tiny, different, fit, network, same_bits, weights
+from helpers.rate_probes import Always
+from helpers.tiny_modules import Rows, Tiny, different, fit, network, same_bits, weights
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from steady import Always
 from torch import Tensor, nn
 
 from lightning_calib import GradientMonitor, LearningRateControl, NonFiniteGuard, SpikeBackoff, ZClip

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from boring import Grads, Rows, Tiny, TwoNets, fit, same_bits, scaled, weights
-from guarded import Micro
+from helpers.poisoned_batches import Micro
+from helpers.tiny_modules import Grads, Rows, Tiny, TwoNets, fit, same_bits, scaled, weights
 from lightning.pytorch import Callback
 
 from lightning_calib import GradientClip, GradientMonitor, NonFiniteGuard

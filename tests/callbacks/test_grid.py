@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from boring import Grads, Rows, Tiny, fit, norm, same_bits, weights
+from helpers.tiny_modules import Grads, Rows, Tiny, fit, norm, same_bits, weights
 from torch import nn
 
 from lightning_calib import (

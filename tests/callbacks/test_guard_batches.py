@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from boring import same_bits
+from helpers.tiny_modules import same_bits
 from torch import nn
 
 from lightning_calib.incidents.batch_files import plain

@@ -7,8 +7,8 @@ from functools import partial
 
 import pytest
 import torch
-from boring import data, fit, same_bits, scaled
-from guarded import ADAM, FUSED, MOMENTUM, Micro, MicroTwoNets, finite, incidents
+from helpers.poisoned_batches import ADAM, FUSED, MOMENTUM, Micro, MicroTwoNets, finite, incidents
+from helpers.tiny_modules import data, fit, same_bits, scaled
 from torch import nn
 
 from lightning_calib import NonFiniteGuard

@@ -7,8 +7,8 @@ from functools import partial
 
 import pytest
 import torch
-from boring import Grads, Rows, Tiny, fit, norm, same_bits, scaled, weights
-from guarded import ADAM, FUSED, Micro, Plant, PlantInStep, every, finite, incidents
+from helpers.poisoned_batches import ADAM, FUSED, Micro, Plant, PlantInStep, every, finite, incidents
+from helpers.tiny_modules import Grads, Rows, Tiny, fit, norm, same_bits, scaled, weights
 from torch import nn
 from torch.utils.data import DataLoader
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from boring import Tiny, fit, network, same_bits, scaled
-from guarded import ADAM, Plant, every, incidents
+from helpers.poisoned_batches import ADAM, Plant, every, incidents
+from helpers.tiny_modules import Tiny, fit, network, same_bits, scaled
 from torch import nn
 from torch.utils.data import DataLoader
 

@@ -9,8 +9,8 @@ from functools import partial
 
 import pytest
 import torch
-from boring import Tiny, fit, make_trainer, same_bits, scaled, weights
-from guarded import ADAM, Micro, Plant, PlantInStep, every, finite, incidents
+from helpers.poisoned_batches import ADAM, Micro, Plant, PlantInStep, every, finite, incidents
+from helpers.tiny_modules import Tiny, fit, make_trainer, same_bits, scaled, weights
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from boring import fit, same_bits, scaled, weights
-from guarded import ADAM, FUSED, MOMENTUM, Micro, MicroTwoNets, Unmoved, everything, finite, incidents
+from helpers.poisoned_batches import ADAM, FUSED, MOMENTUM, Micro, MicroTwoNets, Unmoved, everything, finite, incidents
+from helpers.tiny_modules import fit, same_bits, scaled, weights
 
 from lightning_calib import NonFiniteGuard
 

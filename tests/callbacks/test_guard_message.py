@@ -8,8 +8,8 @@ from functools import partial
 
 import pytest
 import torch
-from boring import Tiny, fit, make_trainer, network, same_bits, scaled, weights
-from guarded import ADAM, FUSED, MOMENTUM, Micro, Plant, every, finite, incidents
+from helpers.poisoned_batches import ADAM, FUSED, MOMENTUM, Micro, Plant, every, finite, incidents
+from helpers.tiny_modules import Tiny, fit, make_trainer, network, same_bits, scaled, weights
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 

@@ -7,8 +7,8 @@ from functools import partial
 
 import pytest
 import torch
-from boring import Grads, Rows, Tiny, TwoNets, fit, same_bits, scaled, weights
-from guarded import ADAM, FUSED, MOMENTUM, Micro, Plant, PlantInStep, Unmoved, every, finite, incidents
+from helpers.poisoned_batches import ADAM, FUSED, MOMENTUM, Micro, Plant, PlantInStep, Unmoved, every, finite, incidents
+from helpers.tiny_modules import Grads, Rows, Tiny, TwoNets, fit, same_bits, scaled, weights
 from lightning.pytorch.plugins import MixedPrecision
 
 from lightning_calib import GradientClip, GradientMonitor, NonFiniteGradientError, NonFiniteGuard

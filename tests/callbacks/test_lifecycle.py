@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 import torch
-from boring import Grads, Rows, Tiny, TwoNets, fit, make_trainer, norm, same_bits, weights
+from helpers.tiny_modules import Grads, Rows, Tiny, TwoNets, fit, make_trainer, norm, same_bits, weights
 from lightning.pytorch.callbacks import BaseFinetuning, WeightAveraging
 from torch import nn
 

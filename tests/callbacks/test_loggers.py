@@ -6,7 +6,7 @@ import csv
 from functools import partial
 
 import pytest
-from boring import Grads, Rows, Tiny, fit, make_trainer
+from helpers.tiny_modules import Grads, Rows, Tiny, fit, make_trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

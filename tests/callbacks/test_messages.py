@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 import torch
-from boring import Cleans, Grads, Tiny, fit, scaled
+from helpers.tiny_modules import Cleans, Grads, Tiny, fit, scaled
 
 from lightning_calib import AGC, GradientCentralize, GradientClip, GradientMonitor, ZClip
 

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from boring import Grads, Rows, Tiny, TwoNets, fit, network, norm, same_bits, scaled, weights
+from helpers.tiny_modules import Grads, Rows, Tiny, TwoNets, fit, network, norm, same_bits, scaled, weights
 from torch.optim import SGD, Adam, AdamW
 
 from lightning_calib import GradientMonitor

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from boring import BATCHES, make_trainer
+from helpers.tiny_modules import BATCHES, make_trainer
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import SingleDeviceStrategy

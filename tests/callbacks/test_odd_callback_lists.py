@@ -4,7 +4,7 @@ from functools import partial
 from unittest.mock import MagicMock
 
 import pytest
-from boring import Rows, Tiny, fit, make_trainer, same_bits, weights
+from helpers.tiny_modules import Rows, Tiny, fit, make_trainer, same_bits, weights
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 

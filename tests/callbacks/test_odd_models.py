@@ -6,7 +6,18 @@ from functools import partial
 
 import pytest
 import torch
-from boring import Grads, Rows, Tiny, TwoNets, batches_that_stepped, fit, make_trainer, norm, same_bits, weights
+from helpers.tiny_modules import (
+    Grads,
+    Rows,
+    Tiny,
+    TwoNets,
+    batches_that_stepped,
+    fit,
+    make_trainer,
+    norm,
+    same_bits,
+    weights,
+)
 from lightning.pytorch import Callback
 from lightning.pytorch.tuner import Tuner
 from torch import nn

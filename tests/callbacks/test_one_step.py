@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from boring import SGD, Rows, Tiny, TwoNets, batches_that_stepped, fit
-from guarded import ADAM, Plant, PlantInStep, every, incidents
+from helpers.event_files import Recorded
+from helpers.poisoned_batches import ADAM, Plant, PlantInStep, every, incidents
+from helpers.tiny_modules import SGD, Rows, Tiny, TwoNets, batches_that_stepped, fit
 from lightning.pytorch.loggers import TensorBoardLogger
-from recorded import Recorded
 
 from lightning_calib import GradientMonitor, NonFiniteGradientError, NonFiniteGuard
 

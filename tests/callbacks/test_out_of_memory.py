@@ -7,8 +7,8 @@ import sys
 
 import pytest
 import torch
-from boring import SGD, Rows, Tiny, TwoNets, fit, same_bits, scaled, weights
-from guarded import ADAM, PlantInStep
+from helpers.poisoned_batches import ADAM, PlantInStep
+from helpers.tiny_modules import SGD, Rows, Tiny, TwoNets, fit, same_bits, scaled, weights
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_calib import (

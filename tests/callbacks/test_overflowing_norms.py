@@ -7,8 +7,8 @@ from functools import partial
 
 import pytest
 import torch
-from boring import SGD, Grads, Rows, Tiny, fit, same_bits, weights
-from guarded import Plant, PlantInStep, incidents
+from helpers.poisoned_batches import Plant, PlantInStep, incidents
+from helpers.tiny_modules import SGD, Grads, Rows, Tiny, fit, same_bits, weights
 
 from lightning_calib import (
     GradientClip,

@@ -6,10 +6,10 @@ import copy
 
 import pytest
 import torch
-from boring import different, make_trainer, same_bits
+from helpers.batch_norm_models import EXACT, Net, Passes, X, dense, fit, loader, population, statistics
+from helpers.tiny_modules import different, make_trainer, same_bits
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, WeightAveraging
-from normed import EXACT, Net, Passes, X, dense, fit, loader, population, statistics
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 

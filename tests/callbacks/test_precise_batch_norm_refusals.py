@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from boring import same_bits
+from helpers.batch_norm_models import EXACT, Net, Passes, fit, loader, population, statistics
+from helpers.tiny_modules import same_bits
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from normed import EXACT, Net, Passes, fit, loader, population, statistics
 from torch import Tensor, nn
 
 from lightning_calib.callbacks.precise_batch_norm import PreciseBatchNorm

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from boring import different, same_bits
+from helpers.batch_norm_models import EXACT, Net, X, fit, loader, population, statistics
+from helpers.tiny_modules import different, same_bits
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers.logger import Logger
-from normed import EXACT, Net, X, fit, loader, population, statistics
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from torchmetrics import MeanMetric

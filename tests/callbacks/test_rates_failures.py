@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 import torch
-from boring import make_trainer, same_bits, scaled, weights
-from steady import Always, Scheduled, Tells, pure, run
+from helpers.rate_probes import Always, Scheduled, Tells, pure, run
+from helpers.tiny_modules import make_trainer, same_bits, scaled, weights
 
 from lightning_calib import LearningRateControl
 

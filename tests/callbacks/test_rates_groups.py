@@ -7,10 +7,10 @@ from functools import partial
 
 import pytest
 import torch
-from boring import Tiny, TwoNets, fit, same_bits, scaled, weights
+from helpers.rate_probes import Always, Scheduled, Tells, Told, pure, run, slowing
+from helpers.tiny_modules import Tiny, TwoNets, fit, same_bits, scaled, weights
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import BaseFinetuning, LearningRateFinder
-from steady import Always, Scheduled, Tells, Told, pure, run, slowing
 
 from lightning_calib import GradientMonitor, LearningRateControl
 

@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 import torch
-from boring import Tiny, different, fit, same_bits, scaled, weights
-from steady import Always
+from helpers.rate_probes import Always
+from helpers.tiny_modules import Tiny, different, fit, same_bits, scaled, weights
 from torch import nn, optim
 
 from lightning_calib import LearningRateControl, MaxNorm, SpikeBackoff

@@ -7,8 +7,8 @@ from functools import partial
 
 import pytest
 import torch
-from boring import Grads, Tiny, data, fit, network, same_bits, scaled, weights
-from steady import Scheduled, Told, run
+from helpers.rate_probes import Scheduled, Told, run
+from helpers.tiny_modules import Grads, Tiny, data, fit, network, same_bits, scaled, weights
 from torch import nn
 
 from lightning_calib import DistanceOverGradients, GradientClip, InverseNorm, LearningRateControl, Polyak

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from boring import Tiny, different, fit, same_bits, scaled, weights
+from helpers.rate_probes import Always, Scheduled, Tells, pure, run
+from helpers.tiny_modules import Tiny, different, fit, same_bits, scaled, weights
 from lightning.pytorch import Callback
-from steady import Always, Scheduled, Tells, pure, run
 from torch import Tensor
 
 from lightning_calib import GradientMonitor, LearningRateControl, NonFiniteGuard, SpikeBackoff

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from boring import make_trainer, scaled, weights
+from helpers.rate_probes import Always, Halves, Scheduled, Tells, Told, Watch, pure, run
+from helpers.tiny_modules import make_trainer, scaled, weights
 from lightning.pytorch import Callback
-from steady import Always, Halves, Scheduled, Tells, Told, Watch, pure, run
 
 from lightning_calib import GradientMonitor, LearningRateControl, NonFiniteGuard
 

@@ -7,9 +7,9 @@ from functools import partial
 
 import pytest
 import torch
-from boring import Tiny, TwoNets, fit
+from helpers.rate_probes import Always
+from helpers.tiny_modules import Tiny, TwoNets, fit
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from steady import Always
 from torch import nn
 
 from lightning_calib import DistanceOverGradients, InverseNorm, LearningRateControl, MaxNorm, Polyak, SpikeBackoff

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from boring import Rows, Tiny, TwoNets, different, fit, same_bits, scaled, weights
+from helpers.tiny_modules import Rows, Tiny, TwoNets, different, fit, same_bits, scaled, weights
 
 from lightning_calib import (
     DistanceOverGradients,

@@ -6,10 +6,10 @@ from functools import partial
 
 import pytest
 import torch
-from boring import Rows, different, make_trainer, scaled
+from helpers.rate_probes import Always, Halves, Scheduled, Watch, pure, run
+from helpers.tiny_modules import Rows, different, make_trainer, scaled
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LearningRateMonitor, OnExceptionCheckpoint
-from steady import Always, Halves, Scheduled, Watch, pure, run
 from torch.optim import lr_scheduler as schedulers
 from torch.optim.swa_utils import SWALR
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from boring import Rows, Tiny, fit, same_bits, weights
+from helpers.rate_probes import Always, Scheduled, Tells, pure, run
+from helpers.tiny_modules import Rows, Tiny, fit, same_bits, weights
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from pytorch_optimizer import Lookahead, Magma, OrthoGrad, PCGrad
-from steady import Always, Scheduled, Tells, pure, run
 
 from lightning_calib import GradientClip, GradientMonitor, LearningRateControl, NonFiniteGuard
 

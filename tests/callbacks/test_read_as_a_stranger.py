@@ -7,8 +7,8 @@ import weakref
 
 import pytest
 import torch
-from boring import Rows, Tiny, TwoNets, fit, scaled
-from guarded import Plant
+from helpers.poisoned_batches import Plant
+from helpers.tiny_modules import Rows, Tiny, TwoNets, fit, scaled
 from lightning.pytorch import Callback
 from torch import nn
 

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from boring import Rows, Tiny, fit, same_bits, weights
+from helpers.tiny_modules import Rows, Tiny, fit, same_bits, weights
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor

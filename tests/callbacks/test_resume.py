@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from boring import Rows, Tiny, TwoNets, different, fit, network, same_bits, scaled, weights
+from helpers.tiny_modules import Rows, Tiny, TwoNets, different, fit, network, same_bits, scaled, weights
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn

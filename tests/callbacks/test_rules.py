@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from boring import Grads, Rows, Tiny, TwoNets, fit, norm, same_bits, scaled, weights
+from helpers.tiny_modules import Grads, Rows, Tiny, TwoNets, fit, norm, same_bits, scaled, weights
 
 from lightning_calib import (
     AGC,

@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from boring import Tiny, fit, same_bits, weights
+from helpers.event_files import Recorded
+from helpers.tiny_modules import Tiny, fit, same_bits, weights
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from recorded import Recorded
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 

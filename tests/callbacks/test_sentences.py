@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from boring import SGD, Tiny, fit, make_trainer
+from helpers.tiny_modules import SGD, Tiny, fit, make_trainer
 from lightning.pytorch import Callback
 
 from lightning_calib import GradientClip, GradientMonitor, NonFiniteGuard, ZClip

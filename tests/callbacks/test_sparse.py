@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from boring import Rows, Tiny, fit, norm, same_bits, weights
+from helpers.tiny_modules import Rows, Tiny, fit, norm, same_bits, weights
 from torch import nn
 
 from lightning_calib import (

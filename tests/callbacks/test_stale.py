@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from boring import Cleans, Grads, Rows, Tiny, TwoNets, fit, same_bits, scaled, weights
+from helpers.tiny_modules import Cleans, Grads, Rows, Tiny, TwoNets, fit, same_bits, scaled, weights
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch import nn

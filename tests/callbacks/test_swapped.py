@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from boring import Rows, Tiny, TwoNets, batches_that_stepped, fit
+from helpers.tiny_modules import Rows, Tiny, TwoNets, batches_that_stepped, fit
 from lightning.pytorch.callbacks import Callback
 
 from lightning_calib import GradientMonitor, ZClip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 
 import pytest
-from boring import Grads, Rows, Tiny, fit
+from helpers.tiny_modules import Grads, Rows, Tiny, fit
 
 from lightning_calib import AGC, AutoClip, GradientClip, GradientMonitor, GradientNormalize, GradientValueClip, ZClip
 

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from boring import Rows, Tiny, fit, same_bits, weights
+from helpers.tiny_modules import Rows, Tiny, fit, same_bits, weights
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from boring import Grads, Rows, Tiny, fit
+from helpers.tiny_modules import Grads, Rows, Tiny, fit
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader

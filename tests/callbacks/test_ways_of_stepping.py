@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from boring import Rows, Tiny, fit
+from helpers.tiny_modules import Rows, Tiny, fit
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import BaseFinetuning, Callback
 

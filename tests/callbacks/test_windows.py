@@ -3,7 +3,7 @@
 import math
 
 import torch
-from boring import SGD, Cleans, Rows, Tiny, TwoNets, batches_that_stepped, fit
+from helpers.tiny_modules import SGD, Cleans, Rows, Tiny, TwoNets, batches_that_stepped, fit
 from lightning.pytorch import Callback
 
 from lightning_calib import GradientClip, GradientMonitor

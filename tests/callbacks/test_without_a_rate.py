@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from boring import Rows, Tiny, fit, same_bits, weights
+from helpers.event_files import Recorded
+from helpers.rate_probes import Always, Tells
+from helpers.tiny_modules import Rows, Tiny, fit, same_bits, weights
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import TensorBoardLogger
 from pytorch_optimizer import A2Grad, AliG
-from recorded import Recorded
-from steady import Always, Tells
 
 from lightning_calib import GradientClip, GradientMonitor, InverseNorm, LearningRateControl, NonFiniteGuard, ZClip
 from lightning_calib.tensorboard.contract import ABSENT

@@ -8,20 +8,18 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from ranks import WORLD
-
-SCRIPT = Path(__file__).parent.parent / "ranks.py"
+from two_processes.launch import WORLD
 
 
 @pytest.fixture(scope="session")
 def passed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], None]:
     """Fails with what the processes have told about a case, if anything."""
     folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    script = subprocess.Popen([sys.executable, str(SCRIPT), str(folder)], env=environment, start_new_session=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "two_processes.launch", str(folder)]
+    script = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
         script.wait(timeout=300)
     except subprocess.TimeoutExpired:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import ranks_fits
-import ranks_memory
-import ranks_others
 import torch
-from ranks import CASES
+from two_processes import fits, memory, others
+from two_processes.launch import CASES
 
-MODULES = (ranks_fits.__name__, ranks_others.__name__, ranks_memory.__name__)
+MODULES = (fits.__name__, others.__name__, memory.__name__)
 NAMES = [name for name, function in CASES.items() if function.__module__ in MODULES]
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import ranks_values
 import torch
-from ranks import CASES
+from two_processes import values
+from two_processes.launch import CASES
 
-NAMES = [name for name, function in CASES.items() if function.__module__ == ranks_values.__name__]
+NAMES = [name for name, function in CASES.items() if function.__module__ == values.__name__]
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 import yaml
-from scripts import EXAMPLES
+from helpers.run_example import EXAMPLES
 
 from lightning_calib import (
     GradientClip,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from scripts import EXAMPLES
+from helpers.run_example import EXAMPLES
 
 SCRIPT = EXAMPLES / "distributed.py"
 FAST = ["--accelerator", "cpu", "--fast"]

@@ -5,9 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from scripts import EXAMPLES, example
-from sounds import write_digits
-from texts import write_tsv
+from helpers.run_example import EXAMPLES, example
+from helpers.write_text import write_tsv
+from helpers.write_wav import write_digits
 
 SAID = "--fast is too short to reach the trivial baseline; it is there to see that everything works."
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from scripts import EXAMPLES, refused
-from scripts import example as example_module
+from helpers.run_example import EXAMPLES, refused
+from helpers.run_example import example as example_module
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_calib import GradientMonitor, NonFiniteGuard, ZClip

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from helpers.run_example import example as example_module
+from helpers.write_ratings import lines, write_csv, write_dat, write_tabs
 from lightning.pytorch import Callback, Trainer
-from ratings import lines, write_csv, write_dat, write_tabs
-from scripts import example as example_module
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_calib import GradientClip, GradientMonitor, NonFiniteGuard

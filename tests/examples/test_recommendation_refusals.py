@@ -1,9 +1,9 @@
 """What the recommender cannot use is refused in one line: file, line or byte, and what was expected."""
 
 import pytest
-from ratings import lines, write_csv, write_dat, write_tabs
-from scripts import example as example_module
-from scripts import refused
+from helpers.run_example import example as example_module
+from helpers.run_example import refused
+from helpers.write_ratings import lines, write_csv, write_dat, write_tabs
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import wave
 
 import pytest
 import torch
-from scripts import example as example_module
-from sounds import write_digits, write_wav
+from helpers.run_example import example as example_module
+from helpers.write_wav import write_digits, write_wav
 
 from lightning_calib import AutoClip, GradientMonitor, NonFiniteGuard
 

@@ -3,9 +3,9 @@
 import struct
 
 import pytest
-from scripts import example as example_module
-from scripts import refused
-from sounds import write_digits, write_wav
+from helpers.run_example import example as example_module
+from helpers.run_example import refused
+from helpers.write_wav import write_digits, write_wav
 
 
 @pytest.fixture(scope="module")

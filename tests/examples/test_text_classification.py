@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from scripts import EXAMPLES
-from scripts import example as example_module
+from helpers.run_example import EXAMPLES
+from helpers.run_example import example as example_module
+from helpers.write_text import ROWS, write_classes, write_csv, write_json, write_tsv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from texts import ROWS, write_classes, write_csv, write_json, write_tsv
 
 from lightning_calib import AGC, GradientMonitor, NonFiniteGuard
 

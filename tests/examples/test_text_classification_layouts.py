@@ -1,9 +1,9 @@
 """Files of texts whose names or columns mean something else than the example reads are refused, with what to do."""
 
 import pytest
-from scripts import example as example_module
-from scripts import refused
-from texts import ROWS, write_classes, write_csv, write_tsv
+from helpers.run_example import example as example_module
+from helpers.run_example import refused
+from helpers.write_text import ROWS, write_classes, write_csv, write_tsv
 
 SPLITS = ["train", "training", "test", "testing", "val", "valid", "validation", "dev"]
 

@@ -3,9 +3,9 @@
 import sysconfig
 
 import pytest
-from scripts import example as example_module
-from scripts import refused
-from texts import ROWS, write_classes, write_csv, write_json, write_tsv
+from helpers.run_example import example as example_module
+from helpers.run_example import refused
+from helpers.write_text import ROWS, write_classes, write_csv, write_json, write_tsv
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from scripts import EXAMPLES, example
+from helpers.run_example import EXAMPLES, example
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 SCRIPT = EXAMPLES / "vision.py"

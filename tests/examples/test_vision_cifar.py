@@ -5,8 +5,8 @@ import pickle
 
 import numpy as np
 import pytest
-from pictures import cifar, of_python_2, refuses, write_cifar
-from scripts import example
+from helpers.run_example import example
+from helpers.write_images import cifar, of_python_2, refuses, write_cifar
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from pictures import idx, write_cifar, write_images, write_mnist
+from helpers.run_example import example
+from helpers.write_images import idx, write_cifar, write_images, write_mnist
 from PIL import Image
-from scripts import example
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from scripts import EXAMPLES, example
+from helpers.run_example import EXAMPLES, example
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 SCRIPT = EXAMPLES / "vision_gan.py"

@@ -1,7 +1,7 @@
 """What the loaders of the vision example refuse: IDX files and image folders with every kind of damage."""
 
 import pytest
-from pictures import digits, idx, refuses, write_cifar, write_idx, write_images, write_mnist
+from helpers.write_images import digits, idx, refuses, write_cifar, write_idx, write_images, write_mnist
 from PIL import Image
 
 

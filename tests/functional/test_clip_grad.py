@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-import families
 import oracles
 import pytest
 import torch
+from helpers import gradient_families
 from torch import nn
 
 from lightning_calib import EMARelative, MaxNorm, Percentile, WeightRelative, ZScore
@@ -22,10 +22,12 @@ def source(net: nn.Module, optimizer: torch.optim.Optimizer, scope: str) -> nn.M
     return optimizer if scope == "group" else net
 
 
-def filled(dtype: torch.dtype = torch.float32, *, seed: int = 0, step: int = 3) -> families.Net:
-    net = families.Net(dtype=dtype)
+def filled(dtype: torch.dtype = torch.float32, *, seed: int = 0, step: int = 3) -> gradient_families.Net:
+    net = gradient_families.Net(dtype=dtype)
     parameters = list(net.parameters())
-    families.assign(parameters, families.spikes(parameters, step, torch.Generator().manual_seed(seed)))
+    gradient_families.assign(
+        parameters, gradient_families.spikes(parameters, step, torch.Generator().manual_seed(seed))
+    )
     return net
 
 
@@ -43,8 +45,8 @@ def test_equals_clip_grad_norm_of_torch(max_norm: float, norm_type: float) -> No
 
 def test_equals_clip_grad_norm_of_torch_on_each_group() -> None:
     ours, theirs = filled(torch.float64), filled(torch.float64)
-    report, _ = clip_grad_(families.two_groups(ours), MaxNorm(600.0), scope="group")
-    for group in families.two_groups(theirs).param_groups:
+    report, _ = clip_grad_(gradient_families.two_groups(ours), MaxNorm(600.0), scope="group")
+    for group in gradient_families.two_groups(theirs).param_groups:
         torch.nn.utils.clip_grad_norm_(group["params"], 600.0)
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, **TORCH)
@@ -58,7 +60,7 @@ def test_takes_a_module_an_optimizer_or_tensors(kind: str) -> None:
     norm = torch.stack([p.grad.norm() for p in net.parameters()]).norm()
     given = {
         "module": net,
-        "optimizer": families.two_groups(net),
+        "optimizer": gradient_families.two_groups(net),
         "list": list(net.parameters()),
         "generator": net.parameters(),
         "one tensor": net.hidden.weight,
@@ -105,7 +107,7 @@ def test_five_line_loop_trains(kind: str) -> None:
 )
 def test_a_scope_that_the_source_cannot_tell_is_refused(scope: str, kind: str) -> None:
     net = filled()
-    given = {"module": net, "optimizer": families.two_groups(net), "list": list(net.parameters())}[kind]
+    given = {"module": net, "optimizer": gradient_families.two_groups(net), "list": list(net.parameters())}[kind]
     before = [p.grad.clone() for p in net.parameters()]
     with pytest.raises(ValueError, match=r"`scope` must be ") as refusal:
         clip_grad_(given, MaxNorm(1.0), scope=scope)
@@ -113,10 +115,10 @@ def test_a_scope_that_the_source_cannot_tell_is_refused(scope: str, kind: str) -
     assert f"got {scope!r}." in str(refusal.value)
     assert remedy in str(refusal.value).split("got")[1]
     for p, old in zip(net.parameters(), before, strict=True):
-        families.same_bits(p.grad, old)
+        gradient_families.same_bits(p.grad, old)
 
 
-def nothing(scope: str, case: str) -> tuple[families.Net, object]:
+def nothing(scope: str, case: str) -> tuple[gradient_families.Net, object]:
     """A net and a policy that leaves all of it alone, for four reasons."""
     net = filled()
     if case == "nan":
@@ -143,18 +145,18 @@ def nothing(scope: str, case: str) -> tuple[families.Net, object]:
 def test_nothing_is_written_when_nothing_fires(scope: str, case: str) -> None:
     net, policy = nothing(scope, case)
     before = [(p.grad, p.grad.clone(), p.grad._version) for p in net.parameters()]
-    report, _ = clip_grad_(source(net, families.two_groups(net), scope), policy, scope=scope)
+    report, _ = clip_grad_(source(net, gradient_families.two_groups(net), scope), policy, scope=scope)
     assert not report.clipped.any()
     for p, (grad, bits, version) in zip(net.parameters(), before, strict=True):
         assert p.grad is grad
         assert grad._version == version
-        families.same_bits(grad, bits)
+        gradient_families.same_bits(grad, bits)
 
 
 @pytest.mark.parametrize("scope", ["group", "layer", "parameter", "unit"])
 def test_only_tensors_with_a_segment_that_fires_are_written(scope: str) -> None:
     net = filled()
-    optimizer = families.two_groups(net)
+    optimizer = gradient_families.two_groups(net)
     limit = {"group": 600.0, "layer": 50.0, "parameter": 20.0, "unit": 20.0}[scope]
     before = [(p, p.grad.clone(), p.grad._version) for p in net.parameters()]
     report, _ = clip_grad_(source(net, optimizer, scope), MaxNorm(limit), scope=scope)
@@ -164,7 +166,7 @@ def test_only_tensors_with_a_segment_that_fires_are_written(scope: str) -> None:
         fired = report.clipped[torch.from_numpy(label)]
         written.append(bool(fired.any()))
         assert (p.grad._version > version) == written[-1]
-        families.same_bits(p.grad[~fired], bits[~fired])
+        gradient_families.same_bits(p.grad[~fired], bits[~fired])
     assert any(written)
     assert not all(written)
 
@@ -180,17 +182,17 @@ def test_a_zero_initialised_weight_keeps_a_gradient_under_weight_relative() -> N
 @pytest.mark.parametrize("scope", SCOPES)
 def test_sparse_equals_dense(scope: str) -> None:
     """Norm, coefficients and result: duplicates in an uncoalesced gradient count once, added."""
-    sparse, dense = families.Net(), families.Net()
+    sparse, dense = gradient_families.Net(), gradient_families.Net()
     parameters = list(sparse.parameters())
-    gradients = families.sparse(parameters, 0, torch.Generator().manual_seed(0))
-    families.assign(parameters, gradients)
-    families.assign(list(dense.parameters()), [families.dense(g) for g in gradients])
+    gradients = gradient_families.sparse(parameters, 0, torch.Generator().manual_seed(0))
+    gradient_families.assign(parameters, gradients)
+    gradient_families.assign(list(dense.parameters()), [gradient_families.dense(g) for g in gradients])
     limit = {"global": 5.0, "group": 5.0, "layer": 5.0, "parameter": 5.0, "unit": 1.5}[scope]
-    ours, _ = clip_grad_(source(sparse, families.two_groups(sparse), scope), MaxNorm(limit), scope=scope)
-    theirs, _ = clip_grad_(source(dense, families.two_groups(dense), scope), MaxNorm(limit), scope=scope)
+    ours, _ = clip_grad_(source(sparse, gradient_families.two_groups(sparse), scope), MaxNorm(limit), scope=scope)
+    theirs, _ = clip_grad_(source(dense, gradient_families.two_groups(dense), scope), MaxNorm(limit), scope=scope)
     torch.testing.assert_close(ours, theirs)  # float32: default tolerance, sums in another order
     for a, b in zip(parameters, dense.parameters(), strict=True):
-        torch.testing.assert_close(families.dense(a.grad), b.grad)
+        torch.testing.assert_close(gradient_families.dense(a.grad), b.grad)
     assert sparse.embedding.weight.grad.is_sparse
     assert ours.clipped.any()
 
@@ -203,7 +205,7 @@ def test_sparse_rows_are_clipped_one_by_one() -> None:
     assert report.clipped.tolist() == [False, True, False, False, False, False]
     rows = embedding.weight.grad.to_dense()
     torch.testing.assert_close(rows[1], torch.full((3,), 3**-0.5))
-    families.same_bits(rows[4], torch.full((3,), 0.5))
+    gradient_families.same_bits(rows[4], torch.full((3,), 0.5))
 
 
 def test_half_precision_norms_beyond_the_half_range_are_clipped_right() -> None:
@@ -231,6 +233,6 @@ def test_the_same_state_gives_the_same_answer_twice() -> None:
     first, after_first = clip_grad_(filled(seed=3), policy, state, scope="layer")
     second, after_second = clip_grad_(filled(seed=3), policy, state, scope="layer")
     for a, b in zip((*first, *after_first), (*second, *after_second), strict=True):
-        families.same_bits(a, b)
+        gradient_families.same_bits(a, b)
     assert first.clipped.any()
     assert not first.clipped.all()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-import families
 import oracles
 import pytest
 import torch
+from helpers import gradient_families
 from torch import nn
 
 from lightning_calib.functional.elementwise import centralize_, clamp_
@@ -16,17 +16,17 @@ from lightning_calib.functional.plan import Plan
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_clamp_equals_clip_grad_value_of_torch(dtype: torch.dtype) -> None:
-    ours, theirs = families.Net(dtype=dtype), families.Net(dtype=dtype)
+    ours, theirs = gradient_families.Net(dtype=dtype), gradient_families.Net(dtype=dtype)
     for net in (ours, theirs):
         parameters = list(net.parameters())
-        families.assign(parameters, families.missing(parameters, 0, torch.Generator().manual_seed(0)))
+        gradient_families.assign(parameters, gradient_families.missing(parameters, 0, torch.Generator().manual_seed(0)))
     clamp_(ours.parameters(), 0.7)
     torch.nn.utils.clip_grad_value_(theirs.parameters(), 0.7)
     sizes = torch.cat([p.grad.abs().flatten().double() for p in ours.parameters() if p.grad is not None])
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert (a.grad is None) == (b.grad is None)
         if a.grad is not None:
-            families.same_bits(a.grad, b.grad)
+            gradient_families.same_bits(a.grad, b.grad)
     assert (sizes == sizes.max()).any()
     assert not (sizes == sizes.max()).all()
 
@@ -42,14 +42,14 @@ def test_clamp_adds_duplicates_of_a_sparse_gradient_first() -> None:
     table = holding(torch.sparse_coo_tensor(torch.tensor([[2, 0, 2]]), values, (4, 2), check_invariants=True))
     clamp_([table], 1.0)
     expected = torch.tensor([[0.1, 0.2], [0.0, 0.0], [1.0, -0.5], [0.0, 0.0]])
-    families.same_bits(table.grad.to_dense(), expected)
+    gradient_families.same_bits(table.grad.to_dense(), expected)
     assert table.grad.is_sparse
 
 
 def test_clamp_keeps_nan_and_bounds_inf() -> None:
     vector = holding(torch.tensor([math.nan, math.inf, -math.inf, 0.5]))
     clamp_([nn.Parameter(torch.zeros(2)), vector], 2.0)
-    families.same_bits(vector.grad, torch.tensor([math.nan, 2.0, -2.0, 0.5]))
+    gradient_families.same_bits(vector.grad, torch.tensor([math.nan, 2.0, -2.0, 0.5]))
 
 
 def test_clamp_refuses_complex_numbers() -> None:
@@ -81,7 +81,7 @@ def test_centralisation_of_convolutions_is_per_output_channel(layer: nn.Module) 
     for i in range(len(plan.tensors)):
         centralize_(plan, i)
     torch.testing.assert_close(weight.grad, expected, rtol=0.0, atol=1e-14)  # as above
-    families.same_bits(layer.bias.grad, torch.ones_like(bias))
+    gradient_families.same_bits(layer.bias.grad, torch.ones_like(bias))
 
 
 def test_centralisation_leaves_sparse_and_missing_gradients_alone() -> None:
@@ -90,7 +90,7 @@ def test_centralisation_leaves_sparse_and_missing_gradients_alone() -> None:
     plan = Plan.of([table, nn.Parameter(torch.zeros(2, 2))])
     centralize_(plan, 0)
     centralize_(plan, 1)
-    families.same_bits(table.grad.to_dense(), torch.tensor([[0.1, 0.2], [0.0, 0.0], [0.6, -2.0], [0.0, 0.0]]))
+    gradient_families.same_bits(table.grad.to_dense(), torch.tensor([[0.1, 0.2], [0.0, 0.0], [0.6, -2.0], [0.0, 0.0]]))
     assert plan.tensors[1].grad is None
 
 

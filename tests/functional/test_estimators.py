@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import families
 import numpy as np
 import pytest
 import torch
+from helpers import gradient_families
 from torch import Tensor
 
 from lightning_calib.functional.estimators import (
@@ -46,8 +46,8 @@ def test_quantile_of_a_long_float32_row_finds_its_place_exactly() -> None:
     """A position above 2^24 has no exact place in float32."""
     row = torch.arange(2**24 + 4, dtype=torch.float32).view(1, -1)
     row[0, -2:] = torch.tensor([3e7, 4e7])
-    families.same_bits(quantile(row, torch.tensor([2**24 + 4]), 1.0), torch.tensor([4e7]))
-    families.same_bits(quantile(row, torch.tensor([2**24 + 3]), 1.0), torch.tensor([3e7]))
+    gradient_families.same_bits(quantile(row, torch.tensor([2**24 + 4]), 1.0), torch.tensor([4e7]))
+    gradient_families.same_bits(quantile(row, torch.tensor([2**24 + 3]), 1.0), torch.tensor([3e7]))
 
 
 @pytest.mark.parametrize("window", [1, 5, 64])
@@ -60,7 +60,7 @@ def test_ring_holds_the_last_values_that_were_pushed(window: int) -> None:
             pushed = values[: step + 1, k][where[: step + 1, k]]
             assert int(ring.seen[k]) == len(pushed)
             kept = ring.values[k][ring.values[k].isfinite()]
-            families.same_bits(kept.sort().values, pushed[-window:].sort().values)
+            gradient_families.same_bits(kept.sort().values, pushed[-window:].sort().values)
 
 
 def test_history_stays_sorted_while_its_capacity_doubles() -> None:
@@ -72,7 +72,7 @@ def test_history_stays_sorted_while_its_capacity_doubles() -> None:
         capacities.append(history.values.shape[1])
         if step % 97 == 0 or step == 2599:
             pushed = values[: step + 1][where[: step + 1]]
-            families.same_bits(history.values[0, : len(pushed)], pushed.sort().values)
+            gradient_families.same_bits(history.values[0, : len(pushed)], pushed.sort().values)
             assert (history.values[0, len(pushed) :] == torch.inf).all()
             assert int(history.seen) == len(pushed)
     assert {b // a for a, b in pairwise(capacities)} == {1, 2}
@@ -83,7 +83,7 @@ def test_equal_values_stay_in_the_history_each() -> None:
     history = empty_history(torch.zeros(1))
     for value in (2.0, 1.0, 2.0, 2.0, 1.0):
         history = push_history(history, torch.tensor([value]), torch.tensor([True]))
-    families.same_bits(history.values[0, :5], torch.tensor([1.0, 1.0, 2.0, 2.0, 2.0]))
+    gradient_families.same_bits(history.values[0, :5], torch.tensor([1.0, 1.0, 2.0, 2.0, 2.0]))
 
 
 def test_arithmetic_moments_are_numpys() -> None:
@@ -139,5 +139,5 @@ def test_a_push_leaves_its_argument_alone(kind: str) -> None:
         held = [t.clone() for t in state]
         new = push(state, row, mask)
         for actual, wanted in zip(state, held, strict=True):
-            families.same_bits(actual, wanted)
+            gradient_families.same_bits(actual, wanted)
         state = new

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import families
 import oracles
 import pytest
 import torch
+from helpers import gradient_families
 from torch import Tensor, nn
 
 from lightning_calib import MaxNorm, WeightRelative
@@ -58,19 +58,19 @@ def test_coefficients_follow_the_rule(clip: bool) -> None:
     report, _ = judge(Given(tuple(targets.tolist())), observation, (), clip=clip)
     # One division in float32.
     torch.testing.assert_close(report.coefficients, clipped if clip else normalised, rtol=1e-6, atol=0.0)
-    families.same_bits(report.clipped, report.coefficients < 1)
-    families.same_bits(report.norms, norms)
-    families.same_bits(report.targets, targets)
+    gradient_families.same_bits(report.clipped, report.coefficients < 1)
+    gradient_families.same_bits(report.norms, norms)
+    gradient_families.same_bits(report.targets, targets)
 
 
 @pytest.mark.parametrize("scope", ["global", "group", "layer", "parameter", "unit"])
 def test_tensors_outside_the_members_keep_their_bits(scope: str) -> None:
     """Two sets of members of one plan, each clipped on its own: what rules are made of."""
-    net = families.Net(dtype=torch.float64)
-    optimizer = families.two_groups(net)
+    net = gradient_families.Net(dtype=torch.float64)
+    optimizer = gradient_families.two_groups(net)
     plan = Plan.of_optimizer(optimizer, net)
-    gradients = families.typical(plan.tensors, 0, torch.Generator().manual_seed(0))
-    families.assign(plan.tensors, gradients)
+    gradients = gradient_families.typical(plan.tensors, 0, torch.Generator().manual_seed(0))
+    gradient_families.assign(plan.tensors, gradients)
     inside = [i for i, name in enumerate(plan.names) if name.endswith("weight")]
     segments = Segments.of(plan, scope, inside)
     reading = measure(plan, plan.gradients(), units=scope == "unit")
@@ -80,7 +80,7 @@ def test_tensors_outside_the_members_keep_their_bits(scope: str) -> None:
     rescale_(plan, plan.gradients(), segments.spread(report.coefficients))
     for i, (p, g) in enumerate(zip(plan.tensors, gradients, strict=True)):
         if i not in inside:
-            families.same_bits(p.grad, g)
+            gradient_families.same_bits(p.grad, g)
             assert p.grad._version == versions[i]
     assert report.clipped.any()
 
@@ -134,10 +134,10 @@ def test_gradients_of_any_memory_layout_are_scaled_in_place() -> None:
 @pytest.mark.parametrize("scope", ["global", "group", "layer", "parameter", "unit"])
 def test_no_members_at_all_is_no_obstacle(scope: str) -> None:
     """A rule, or an exclusion, may leave nothing for the rest."""
-    net = families.Net()
-    plan = Plan.of_optimizer(families.two_groups(net), net)
-    gradients = families.typical(plan.tensors, 0, torch.Generator().manual_seed(0))
-    families.assign(plan.tensors, gradients)
+    net = gradient_families.Net()
+    plan = Plan.of_optimizer(gradient_families.two_groups(net), net)
+    gradients = gradient_families.typical(plan.tensors, 0, torch.Generator().manual_seed(0))
+    gradient_families.assign(plan.tensors, gradients)
     segments = Segments.of(plan, scope, [])
     policy = WeightRelative()
     observation = observe(segments, measure(plan, plan.gradients(), units=scope == "unit"), weights=True)
@@ -146,4 +146,4 @@ def test_no_members_at_all_is_no_obstacle(scope: str) -> None:
     rescale_(plan, plan.gradients(), segments.spread(report.coefficients))
     assert not report.observed.any()
     for p, g in zip(plan.tensors, gradients, strict=True):
-        families.same_bits(p.grad, g)
+        gradient_families.same_bits(p.grad, g)

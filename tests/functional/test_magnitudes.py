@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from recorded import count_magnitudes
+from helpers.event_files import count_magnitudes
 from torch import nn
 
 from lightning_calib.functional.exponent_counts import exponent_counts

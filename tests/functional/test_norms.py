@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-import families
 import oracles
 import pytest
 import torch
+from helpers import gradient_families
 from torch import Tensor, nn
 
 from lightning_calib.functional.norms import measure
@@ -26,17 +26,17 @@ def read(
 ) -> Tensor:
     """Norms of tensors given as they are; `like` has the shapes where a value is missing."""
     shapes = [v if v is not None else like[i] for i, v in enumerate(values)]
-    plan = Plan.of([nn.Parameter(families.dense(v)) for v in shapes])
+    plan = Plan.of([nn.Parameter(gradient_families.dense(v)) for v in shapes])
     return measure(plan, values, norm_type, units=units).tensors
 
 
 @EVERY
 @pytest.mark.parametrize("norm_type", NORM_TYPES)
-@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("family", gradient_families.FAMILIES)
 def test_norms_of_every_family_equal_float64(family: str, norm_type: float, units: bool) -> None:
     if family == "decades" and norm_type == 3.0:
         return  # the cube of 1e13 does not fit into float32
-    make, fill = families.FAMILIES[family]
+    make, fill = gradient_families.FAMILIES[family]
     net = make()
     plan = Plan.of(net)
     for step in (0, 1, 5):
@@ -132,9 +132,9 @@ def test_a_non_finite_element_shows_in_its_own_norm_only(units: bool) -> None:
 @pytest.mark.parametrize("factors", ["one", "per tensor", "per unit"])
 @EVERY
 def test_a_rescaled_reading_equals_reading_again(factors: str, units: bool) -> None:
-    net = families.Net(dtype=torch.float64)
+    net = gradient_families.Net(dtype=torch.float64)
     plan = Plan.of(net)
-    gradients = families.typical(plan.tensors, 0, torch.Generator().manual_seed(0))
+    gradients = gradient_families.typical(plan.tensors, 0, torch.Generator().manual_seed(0))
     reading = measure(plan, gradients, units=units)
     if factors == "per unit" and not units:
         return
@@ -152,16 +152,16 @@ def test_a_rescaled_reading_equals_reading_again(factors: str, units: bool) -> N
 
 @EVERY
 def test_reading_changes_nothing(units: bool) -> None:
-    for make, fill in families.FAMILIES.values():
+    for make, fill in gradient_families.FAMILIES.values():
         plan = Plan.of(make())
         gradients = fill(plan.tensors, 1, torch.Generator().manual_seed(0))
-        before = [None if g is None else families.dense(g) for g in gradients]
+        before = [None if g is None else gradient_families.dense(g) for g in gradients]
         versions = [None if g is None else g._version for g in gradients]
         measure(plan, gradients, units=units)
         assert versions == [None if g is None else g._version for g in gradients]
         for old, new in zip(before, gradients, strict=True):
             if new is not None:
-                families.same_bits(families.dense(new), old)
+                gradient_families.same_bits(gradient_families.dense(new), old)
 
 
 @pytest.mark.parametrize("norm_type", NORM_TYPES)

@@ -6,9 +6,9 @@ import math
 import re
 from typing import Any, NamedTuple
 
-import families
 import pytest
 import torch
+from helpers import gradient_families
 from torch import Tensor, nn
 
 from lightning_calib import EMARelative, MaxNorm, Percentile, SpikeBackoff, ZScore
@@ -91,7 +91,7 @@ def test_a_history_that_has_grown_is_taken_up(steps: int) -> None:
     found = restored(saved._asdict(), history(0), "here")
     assert found.values.shape == (1, 1024 if steps <= 1024 else 2048)
     for a, b in zip(found, saved, strict=True):
-        families.same_bits(a, b)
+        gradient_families.same_bits(a, b)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_spike_backoff_over_a_grown_history_is_taken_up() -> None:
     fresh = rule.init(torch.zeros(1))
     seen, values, steps = history(1030)
     saved = {"factors": torch.ones(1), "policy_seen": seen, "policy_values": values, "policy_steps": steps}
-    families.same_bits(restored(saved, fresh, "here").policy_values, values)
+    gradient_families.same_bits(restored(saved, fresh, "here").policy_values, values)
     with pytest.raises(DamagedStateError, match="contradicts itself"):
         restored({**saved, "policy_steps": torch.tensor(2**40)}, fresh, "here")
 
@@ -155,7 +155,7 @@ def test_clip_grad_refuses_a_damaged_mapping(policy: Any, change: dict[str, Any]
     target = weight()
     with pytest.raises(ValueError, match=rf"^{re.escape(reason)}.*\. Pass None to start afresh\.$"):
         clip_grad_([target], policy, {**state._asdict(), **change})
-    families.same_bits(target.grad, torch.ones(2))
+    gradient_families.same_bits(target.grad, torch.ones(2))
     clip_grad_([target], policy, state._asdict())
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import families
 import oracles
 import pytest
 import torch
+from helpers import gradient_families
 from torch import nn
 
 from lightning_calib.functional.norms import measure
@@ -18,10 +18,10 @@ SCOPES = ["global", "group", "layer", "parameter", "unit"]
 @pytest.mark.parametrize("norm_type", [1.0, 2.0, 3.0, float("inf")])
 @pytest.mark.parametrize("scope", SCOPES)
 def test_folded_norms_equal_a_loop_over_labelled_elements(scope: str, norm_type: float) -> None:
-    net = families.Net(dtype=torch.float64)
-    optimizer = families.two_groups(net)
+    net = gradient_families.Net(dtype=torch.float64)
+    optimizer = gradient_families.two_groups(net)
     parameters, labels, count = oracles.label_elements(net, scope, optimizer)
-    families.assign(parameters, families.typical(parameters, 0, torch.Generator().manual_seed(0)))
+    gradient_families.assign(parameters, gradient_families.typical(parameters, 0, torch.Generator().manual_seed(0)))
     plan = Plan.of_optimizer(optimizer, net) if scope == "group" else Plan.of(net)
     segments = Segments.of(plan, scope)
     reading = measure(plan, plan.gradients(), norm_type, units=scope == "unit")
@@ -35,9 +35,11 @@ def test_folded_norms_equal_a_loop_over_labelled_elements(scope: str, norm_type:
 
 @pytest.mark.parametrize("scope", ["global", "group", "layer", "parameter"])
 def test_a_reading_with_units_folds_to_the_same_coarser_norms(scope: str) -> None:
-    net = families.Net(dtype=torch.float64)
-    optimizer = families.two_groups(net)
-    families.assign(list(net.parameters()), families.typical(list(net.parameters()), 0, torch.Generator()))
+    net = gradient_families.Net(dtype=torch.float64)
+    optimizer = gradient_families.two_groups(net)
+    gradient_families.assign(
+        list(net.parameters()), gradient_families.typical(list(net.parameters()), 0, torch.Generator())
+    )
     plan = Plan.of_optimizer(optimizer, net)
     segments = Segments.of(plan, scope)
     fine = segments.fold(measure(plan, plan.gradients(), units=True))
@@ -70,7 +72,7 @@ def test_units_of_a_transposed_convolution_are_its_output_channels(make) -> None
 
 
 def test_tied_tensors_count_once_and_take_the_first_name() -> None:
-    plan = Plan.of(families.Net())
+    plan = Plan.of(gradient_families.Net())
     assert plan.names == (
         "scale",
         "embedding.weight",
@@ -92,8 +94,8 @@ def test_tied_tensors_count_once_and_take_the_first_name() -> None:
 
 
 def test_segments_are_named_after_what_they_hold() -> None:
-    net = families.Net()
-    plan = Plan.of_optimizer(families.two_groups(net), net)
+    net = gradient_families.Net()
+    plan = Plan.of_optimizer(gradient_families.two_groups(net), net)
     assert Segments.of(plan, "global").names == ("global",)
     assert Segments.of(plan, "parameter").names == plan.names
     layers = Segments.of(Plan.of(net), "layer").names
@@ -103,18 +105,18 @@ def test_segments_are_named_after_what_they_hold() -> None:
 
 
 def test_names_do_not_change_when_the_module_is_compiled() -> None:
-    net = families.Net()
+    net = gradient_families.Net()
     assert Plan.of(torch.compile(net, backend="eager")).names == Plan.of(net).names
     assert Plan.of(nn.Sequential(torch.compile(net, backend="eager"))).names == Plan.of(nn.Sequential(net)).names
 
 
 @pytest.mark.parametrize("scope", SCOPES)
 def test_members_leave_the_others_out(scope: str) -> None:
-    net = families.Net(dtype=torch.float64)
-    optimizer = families.two_groups(net)
+    net = gradient_families.Net(dtype=torch.float64)
+    optimizer = gradient_families.two_groups(net)
     plan = Plan.of_optimizer(optimizer, net)
-    gradients = families.typical(plan.tensors, 0, torch.Generator().manual_seed(0))
-    families.assign(plan.tensors, gradients)
+    gradients = gradient_families.typical(plan.tensors, 0, torch.Generator().manual_seed(0))
+    gradient_families.assign(plan.tensors, gradients)
     members = [i for i, name in enumerate(plan.names) if name in ("conv.weight", "hidden.weight", "hidden.bias")]
     segments = Segments.of(plan, scope, members)
     folded = segments.fold(measure(plan, plan.gradients(), units=scope == "unit"))
@@ -124,22 +126,22 @@ def test_members_leave_the_others_out(scope: str) -> None:
 
 
 def test_digest_tells_names_shapes_and_scope_apart() -> None:
-    net = families.Net()
+    net = gradient_families.Net()
     digest = Segments.of(Plan.of(net), "parameter").digest
-    assert digest == Segments.of(Plan.of(families.Net(seed=1)), "parameter").digest
+    assert digest == Segments.of(Plan.of(gradient_families.Net(seed=1)), "parameter").digest
     assert digest != Segments.of(Plan.of(net), "unit").digest
     assert digest != Segments.of(Plan.of(net), "parameter", [0, 1]).digest
-    wider = families.Net()
+    wider = gradient_families.Net()
     wider.hidden = nn.Linear(4, 6)
     assert digest != Segments.of(Plan.of(wider), "parameter").digest
-    renamed = families.Net()
+    renamed = gradient_families.Net()
     renamed.other = renamed.hidden
     del renamed.hidden
     assert digest != Segments.of(Plan.of(renamed), "parameter").digest
 
 
 def test_groups_of_an_optimizer_are_known_without_a_module() -> None:
-    optimizer = families.two_groups(families.Net())
+    optimizer = gradient_families.two_groups(gradient_families.Net())
     plan = Plan.of(optimizer)
     assert plan.groups == tuple(i for i, g in enumerate(optimizer.param_groups) for _ in g["params"])
     assert len(Segments.of(plan, "group")) == 2

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from boring import scaled
+from helpers.tiny_modules import scaled
 from lightning.pytorch.callbacks import (
     BaseFinetuning,
     EMAWeightAveraging,

@@ -11,17 +11,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-import ranks
-import ranks_fits
-import ranks_others
 import torch
 import yaml
-from boring import fit, make_trainer, same_bits, weights
+from helpers.tiny_modules import fit, make_trainer, same_bits, weights
 from lightning.fabric import Fabric
 from lightning.pytorch.cli import LightningCLI
 from modes.laws import CASES
 from modes.models import EPOCHS, Configured, Net, data, network
 from torch.utils.data import DataLoader
+from two_processes import fits, launch, others
 
 import lightning_calib
 
@@ -132,8 +130,8 @@ def check_two_processes(mode: Any, column: str) -> None:
     """Two processes are started once, by tests/distributed; here only that the case is among those that run there."""
     way = WAYS[mode.title.split(" ")[0]]
     name = CASES_OF_TWO.get(column, f"every_callback_under_{way}")
-    assert ranks.CASES[name] in (vars(ranks_fits).get(name), vars(ranks_others).get(name))
-    assert column in {*CASES_OF_TWO, *ranks_fits.CALLBACKS}
+    assert launch.CASES[name] in (vars(fits).get(name), vars(others).get(name))
+    assert column in {*CASES_OF_TWO, *fits.CALLBACKS}
 
 
 def check_fabric(mode: Any, column: str) -> None:

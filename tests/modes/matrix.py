@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from boring import Rows, make_trainer, same_bits, weights
+from helpers.tiny_modules import Rows, make_trainer, same_bits, weights
 from lightning.pytorch import Callback, LightningModule, Trainer
 from modes.laws import ALWAYS, CASES, Case, Laws, leave_alone, rate_factors, whole_norm
 from modes.models import EPOCHS, POISON, Net, data

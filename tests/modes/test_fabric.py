@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from boring import make_trainer, same_bits, scaled
+from helpers.tiny_modules import make_trainer, same_bits, scaled
 from lightning.fabric import Fabric
 from lightning.fabric.plugins import MixedPrecision
 from lightning.fabric.utilities.exceptions import MisconfigurationException

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from boring import different, same_bits
+from helpers.tiny_modules import different, same_bits
 from modes.hosts import fabric_loop
 from modes.models import SGD
 from modes.optimizers import Around

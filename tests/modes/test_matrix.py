@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from boring import different, same_bits, weights
+from helpers.tiny_modules import different, same_bits, weights
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from modes.expected import MODES
 from modes.laws import CASES

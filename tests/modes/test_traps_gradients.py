@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from boring import Grads, Rows, fit, make_trainer, norm, same_bits, scaled, weights
-from guarded import FUSED, Micro, Unmoved, incidents
+from helpers.poisoned_batches import FUSED, Micro, Unmoved, incidents
+from helpers.tiny_modules import Grads, Rows, fit, make_trainer, norm, same_bits, scaled, weights
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.utilities.exceptions import MisconfigurationException

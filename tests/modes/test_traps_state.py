@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import pytorch_lightning
 import torch
-from boring import Rows, fit, make_trainer, same_bits, weights
+from helpers.rate_probes import Always
+from helpers.tiny_modules import Rows, fit, make_trainer, same_bits, weights
 from lightning.pytorch.callbacks import Callback
 from modes import models, ways
 from modes.expected import RESUMED
 from modes.laws import CASES
 from modes.matrix import Mode, run
-from steady import Always
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from lightning_calib import AutoClip, GradientClip, GradientMonitor, LearningRateControl, MaxNorm, ZClip

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from boring import make_trainer, scaled
+from helpers.tiny_modules import make_trainer, scaled
 from lightning.fabric import Fabric
 from lightning.fabric.plugins import MixedPrecision
 from lightning.pytorch.tuner import Tuner

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytorch_lightning
 import torch
-from boring import Rows, make_trainer
+from helpers.tiny_modules import Rows, make_trainer
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.tuner import Tuner
 from modes.models import BATCHES, EPOCHS, Body

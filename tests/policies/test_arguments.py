@@ -6,10 +6,10 @@ import math
 import re
 from collections.abc import Callable
 
-import families
 import numpy as np
 import pytest
 import torch
+from helpers import gradient_families
 
 from lightning_calib import EMARelative, MaxNorm, Percentile, WeightRelative, ZScore
 from lightning_calib.functional import clip_grad_
@@ -107,7 +107,7 @@ def test_a_bad_argument_is_named_with_rule_value_and_remedy(case: tuple) -> None
     function, arguments, exception, rule, value = case
     (name,) = arguments
     if function is clip_grad_:
-        arguments = {"parameters": families.Net(), "policy": MaxNorm(1.0), **arguments}
+        arguments = {"parameters": gradient_families.Net(), "policy": MaxNorm(1.0), **arguments}
     with pytest.raises(exception) as refusal:
         function(**arguments)
     assert type(refusal.value) is exception
@@ -143,7 +143,7 @@ def test_a_fraction_is_told_which_percentile_it_would_be(fraction: float, remedy
 @pytest.mark.parametrize("number", [1, 2.5, 0.1])
 def test_a_bare_number_is_told_how_to_become_a_policy(number: float) -> None:
     with pytest.raises(TypeError, match=re.escape(f"MaxNorm({number})")):
-        clip_grad_(families.Net(), number)
+        clip_grad_(gradient_families.Net(), number)
 
 
 GOOD: list[Callable[[], object]] = [

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import families
 import oracles
 import pytest
 import torch
+from helpers import gradient_families
 from torch import Tensor
 
 from lightning_calib import EMARelative, MaxNorm, Percentile, WeightRelative, ZScore
@@ -49,12 +49,12 @@ def copies(state: tuple) -> list[Tensor]:
     return [tensor.clone() for tensor in state]
 
 
-@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("family", gradient_families.FAMILIES)
 @pytest.mark.parametrize(("policy_name", "scope"), CELLS)
 def test_contract(policy_name: str, scope: str, family: str) -> None:
-    make, fill = families.FAMILIES[family]
+    make, fill = gradient_families.FAMILIES[family]
     net = make()
-    optimizer = families.two_groups(net)
+    optimizer = gradient_families.two_groups(net)
     parameters, labels, count = oracles.label_elements(net, scope, optimizer)
     wide = any(p.dtype == torch.float64 for p in parameters)
     source, policy, state = optimizer if scope == "group" else net, POLICIES[policy_name](), None
@@ -62,7 +62,7 @@ def test_contract(policy_name: str, scope: str, family: str) -> None:
     generator = torch.Generator().manual_seed(2)
     for step in range(STEPS):
         gradients = fill(parameters, step, generator)
-        families.assign(parameters, gradients)
+        gradient_families.assign(parameters, gradients)
         held = None if state is None else copies(state)
         report, new = clip_grad_(source, policy, state, scope=scope)
 
@@ -81,24 +81,24 @@ def test_contract(policy_name: str, scope: str, family: str) -> None:
 
         if held is not None:  # purity, and the mask on what is remembered
             for tensor, old, now in zip(state, held, new, strict=True):
-                families.same_bits(tensor, old)
+                gradient_families.same_bits(tensor, old)
                 if now.ndim and now.shape[0] == count and now.shape == old.shape:
-                    families.same_bits(now[~report.observed], old[~report.observed])
+                    gradient_families.same_bits(now[~report.observed], old[~report.observed])
         assert all(not tensor.is_floating_point() or not tensor.isnan().any() for tensor in new)
         state = new
 
         assert (report.coefficients[~report.observed] == 1).all()
         assert ((report.coefficients >= 0) & (report.coefficients <= 1)).all()
         for parameter, label, gradient, weight in zip(parameters, labels, gradients, weights, strict=True):
-            families.same_bits(parameter.detach(), weight)
+            gradient_families.same_bits(parameter.detach(), weight)
             if gradient is None:
                 assert parameter.grad is None
                 continue
             assert parameter.grad.dtype == parameter.dtype
             assert parameter.grad.layout == gradient.layout
-            before, after = families.dense(gradient), families.dense(parameter.grad)
+            before, after = gradient_families.dense(gradient), gradient_families.dense(parameter.grad)
             factor = report.coefficients[torch.from_numpy(label)]
-            families.same_bits(after[factor == 1], before[factor == 1])
+            gradient_families.same_bits(after[factor == 1], before[factor == 1])
             expected = (before.double() * factor.double()).to(parameter.dtype)
             torch.testing.assert_close(after, expected, equal_nan=True, **tolerance(gradient))
 
@@ -107,14 +107,14 @@ def test_contract(policy_name: str, scope: str, family: str) -> None:
 @pytest.mark.parametrize("policy_name", [p for p in POLICIES if p != "all_history"])
 def test_the_contract_is_seen_firing_and_not_firing(policy_name: str, scope: str) -> None:
     """Without this the test above could pass on a policy that never acts."""
-    net = families.Net()
+    net = gradient_families.Net()
     parameters, policy, state, clipped = list(net.parameters()), POLICIES[policy_name](), None, []
-    source = families.two_groups(net) if scope == "group" else net
+    source = gradient_families.two_groups(net) if scope == "group" else net
     generator = torch.Generator().manual_seed(2)
     for step in range(STEPS):
         quiet = 0.01 if step in (4, 6) else 1.0
-        gradients = families.spikes(parameters, step, generator)
-        families.assign(parameters, [quiet * g for g in gradients])
+        gradients = gradient_families.spikes(parameters, step, generator)
+        gradient_families.assign(parameters, [quiet * g for g in gradients])
         report, state = clip_grad_(source, policy, state, scope=scope)
         clipped.append(report.clipped)
     assert torch.stack(clipped).any()
@@ -149,9 +149,9 @@ def test_what_is_not_observed_reaches_nothing(policy_name: str, junk: float) -> 
     norms, seen = rows(30, 1 if policy_name == "all_history" else 6)
     targets, state = run(policy, norms, seen, junk)
     expected, state_expected = run(policy, norms, seen, 1.5)
-    families.same_bits(targets, expected)
+    gradient_families.same_bits(targets, expected)
     for actual, wanted in zip(state, state_expected, strict=True):
-        families.same_bits(actual, wanted)
+        gradient_families.same_bits(actual, wanted)
 
 
 @pytest.mark.parametrize("policy_name", [p for p in POLICIES if p not in ("all_history", "global_warmup")])
@@ -163,9 +163,9 @@ def test_segments_are_judged_alone(policy_name: str) -> None:
     for k in range(6):
         mask = seen[:, k]
         alone, last = run(policy, norms[mask][:, [k]], torch.ones(int(mask.sum()), 1, dtype=torch.bool), 0.0)
-        families.same_bits(targets[mask][:, [k]], alone)
+        gradient_families.same_bits(targets[mask][:, [k]], alone)
         for together, single in zip(state, last, strict=True):
-            families.same_bits(together[[k]], single)
+            gradient_families.same_bits(together[[k]], single)
 
 
 @pytest.mark.parametrize("policy_name", POLICIES)
@@ -180,7 +180,7 @@ def test_observation_and_state_are_not_modified(policy_name: str) -> None:
         targets, new = policy(observation, state)
         assert versions == [t._version for t in (*observation, *state)]
         for actual, wanted in zip((*observation, *state), held, strict=True):
-            families.same_bits(actual, wanted)
+            gradient_families.same_bits(actual, wanted)
         assert targets.shape == row.shape
         assert targets.dtype == row.dtype
         assert not any(targets.data_ptr() == t.data_ptr() for t in (*observation, *state, *new) if t.numel())

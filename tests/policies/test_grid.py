@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import families
 import oracles
 import pytest
 import torch
+from helpers import gradient_families
 
 from lightning_calib import EMARelative, MaxNorm, Percentile, WeightRelative, ZScore
 from lightning_calib.functional import clip_grad_
@@ -62,19 +62,19 @@ POLICIES: dict[str, tuple[Callable[[str], object], Callable[[str], oracles.Polic
 @pytest.mark.parametrize("family", ["spikes", "missing", "nan"])
 def test_every_cell_equals_the_loop_over_its_segments(scope: str, policy_name: str, family: str) -> None:
     make_policy, make_oracle = POLICIES[policy_name]
-    net = families.Net(dtype=torch.float64)
-    optimizer = families.two_groups(net)
+    net = gradient_families.Net(dtype=torch.float64)
+    optimizer = gradient_families.two_groups(net)
     parameters, labels, count = oracles.label_elements(net, scope, optimizer)
     oracle = oracles.ClipOracle(labels, [make_oracle(scope) for _ in range(count)])
     policy, state = make_policy(scope), None
     generator = torch.Generator().manual_seed(1)
-    fill = families.FAMILIES[family][1]
+    fill = gradient_families.FAMILIES[family][1]
     clipped = []
     for step in range(STEPS):
         gradients = fill(parameters, step, generator)
         if step in (8, 13):  # a spike in every segment, so that coarse scopes fire too
             gradients = [None if g is None else 8 * g for g in gradients]
-        families.assign(parameters, gradients)
+        gradient_families.assign(parameters, gradients)
         report, state = clip_grad_(optimizer if scope == "group" else net, policy, state, scope=scope)
         expected = oracle.step(
             [None if g is None else oracles.to_numpy(g) for g in gradients], [oracles.to_numpy(p) for p in parameters]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-import families
 import numpy as np
 import oracles
 import pytest
 import torch
+from helpers import gradient_families
 from torch import nn
 
 from lightning_calib import EMARelative, MaxNorm, Percentile, WeightRelative, ZScore
@@ -50,7 +50,7 @@ def test_autoclip_is_numpys_percentile_of_all_norms_so_far(percentile: float) ->
     assert torch.cat(fired).any() == (percentile < 100)
     assert not torch.cat(fired).all()
     kept = state.values[state.values.isfinite()]
-    families.same_bits(kept, norms[:, 0].sort().values)
+    gradient_families.same_bits(kept, norms[:, 0].sort().values)
 
 
 def test_autoclip_clips_a_real_gradient_to_its_percentile() -> None:
@@ -154,7 +154,7 @@ def test_adagc_through_both_phases() -> None:
             gradients[1].zero_()
         if step < 45:
             gradients[3].zero_()
-        families.assign(parameters, gradients)
+        gradient_families.assign(parameters, gradients)
         expected = oracle.step([oracles.to_numpy(g) for g in gradients])
         report, state = clip_grad_(parameters, policy, state, scope="parameter")
         for p, wanted in zip(parameters, expected, strict=True):
@@ -180,7 +180,7 @@ def test_agc_equals_the_loop_over_units_from_scalars_to_five_dimensions() -> Non
             p.data[0] = 0.0  # a weight of zero has to learn
             p.data[1] *= 1000.0  # a unit that may stay as it is
             g[-1] = 0.0  # a gradient of zero stays zero
-    families.assign(parameters, gradients)
+    gradient_families.assign(parameters, gradients)
     report, _ = clip_grad_(parameters, WeightRelative(factor=0.01, min_weight_norm=1e-3), scope="unit")
     for p, g in zip(parameters, gradients, strict=True):
         rows = [(p.grad, p.data, g)] if p.ndim < 2 else list(zip(p.grad, p.data, g, strict=True))
@@ -225,7 +225,7 @@ def test_agc_takes_the_output_units_of_a_layer(layer: nn.Module) -> None:
     expected = oracle.step([oracles.to_numpy(p.grad) for p in parameters], weights)
     report, _ = clip_grad_(layer, WeightRelative(factor=0.01, min_weight_norm=1e-3), scope="unit")
     for p, wanted in zip(parameters, expected, strict=True):
-        torch.testing.assert_close(families.dense(p.grad), torch.tensor(wanted), **CLOSE)
+        torch.testing.assert_close(gradient_families.dense(p.grad), torch.tensor(wanted), **CLOSE)
     torch.testing.assert_close(report.coefficients, double(oracle.coefficients), **CLOSE)
     assert report.clipped.any()
     assert not report.clipped.all()

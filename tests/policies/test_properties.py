@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-import families
 import oracles
 import pytest
 import torch
+from helpers import gradient_families
 from torch import Tensor, nn
 
 from lightning_calib import EMARelative, MaxNorm, Percentile, WeightRelative, ZScore
@@ -29,19 +29,21 @@ EVERY_SCOPE = pytest.mark.parametrize("scope", SCOPES)
 STEPS = 8
 
 
-def play(policy: Policy, scope: str, scale: float = 1.0) -> tuple[list, list[Tensor], families.Net]:
+def play(policy: Policy, scope: str, scale: float = 1.0) -> tuple[list, list[Tensor], gradient_families.Net]:
     """Some steps in double precision: (report, gradients before, gradients after) of each, and the labels."""
-    net = families.Net(dtype=torch.float64)
+    net = gradient_families.Net(dtype=torch.float64)
     parameters = list(net.parameters())
     with torch.no_grad():
         for p in parameters:
             p.mul_(scale)
-    optimizer = families.two_groups(net)
+    optimizer = gradient_families.two_groups(net)
     _, labels, _ = oracles.label_elements(net, scope, optimizer)
     generator, state, steps = torch.Generator().manual_seed(4), None, []
     for step in range(STEPS):
-        before = [g * scale * (0.1 if step == 4 else 1.0) for g in families.spikes(parameters, step, generator)]
-        families.assign(parameters, before)
+        before = [
+            g * scale * (0.1 if step == 4 else 1.0) for g in gradient_families.spikes(parameters, step, generator)
+        ]
+        gradient_families.assign(parameters, before)
         report, state = clip_grad_(optimizer if scope == "group" else net, policy, state, scope=scope)
         steps.append((report, before, [p.grad.clone() for p in parameters]))
     visited = torch.stack([report.clipped for report, _, _ in steps])
@@ -94,15 +96,15 @@ def test_coefficients_do_not_depend_on_the_unit_of_the_gradient(policy_name: str
 @EVERY_POLICY
 @pytest.mark.parametrize("scope", ["global", "parameter", "unit"])
 def test_the_order_of_the_parameters_does_not_matter(policy_name: str, scope: str) -> None:
-    nets = families.Net(dtype=torch.float64), families.Net(dtype=torch.float64)
+    nets = gradient_families.Net(dtype=torch.float64), gradient_families.Net(dtype=torch.float64)
     order = [7, 2, 9, 0, 4, 10, 1, 3, 8, 5, 6]
     lists = list(nets[0].parameters()), [list(nets[1].parameters())[i] for i in order]
     policy, states, clipped = POLICIES[policy_name](1.0), [None, None], []
     generator = torch.Generator().manual_seed(4)
     for step in range(STEPS):
-        gradients = [g * (0.1 if step == 4 else 1.0) for g in families.spikes(lists[0], step, generator)]
-        families.assign(lists[0], gradients)
-        families.assign(lists[1], [gradients[i] for i in order])
+        gradients = [g * (0.1 if step == 4 else 1.0) for g in gradient_families.spikes(lists[0], step, generator)]
+        gradient_families.assign(lists[0], gradients)
+        gradient_families.assign(lists[1], [gradients[i] for i in order])
         for j in range(2):
             report, states[j] = clip_grad_(lists[j], policy, states[j], scope=scope)
         clipped.append(report.clipped)
@@ -122,8 +124,8 @@ def test_splitting_a_tensor_leaves_global_alone(policy_name: str) -> None:
     policy, states, clipped = POLICIES[policy_name](1.0), [None, None], []
     for step in range(STEPS):
         gradient = torch.randn(6, 4, generator=generator, dtype=torch.float64) * (0.1 if step in (4, 6) else 2.0)
-        families.assign(whole, [gradient])
-        families.assign(parts, list(gradient.split([1, 3, 2])))
+        gradient_families.assign(whole, [gradient])
+        gradient_families.assign(parts, list(gradient.split([1, 3, 2])))
         one, states[0] = clip_grad_(whole, policy, states[0])
         other, states[1] = clip_grad_(parts, policy, states[1])
         torch.testing.assert_close(other, one, rtol=1e-12, atol=0.0)  # another order of summation
@@ -133,29 +135,29 @@ def test_splitting_a_tensor_leaves_global_alone(policy_name: str) -> None:
     assert not torch.stack(clipped).all()
 
 
-@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("family", gradient_families.FAMILIES)
 @EVERY_SCOPE
 def test_an_infinite_limit_leaves_every_bit_alone(scope: str, family: str) -> None:
-    make, fill = families.FAMILIES[family]
+    make, fill = gradient_families.FAMILIES[family]
     net = make()
     parameters = list(net.parameters())
     gradients = fill(parameters, 1, torch.Generator().manual_seed(0))
-    families.assign(parameters, gradients)
-    source = families.two_groups(net) if scope == "group" else net
+    gradient_families.assign(parameters, gradients)
+    source = gradient_families.two_groups(net) if scope == "group" else net
     report, _ = clip_grad_(source, MaxNorm(math.inf), scope=scope)
     assert (report.coefficients == 1).all()
     for p, g in zip(parameters, gradients, strict=True):
         assert (p.grad is None) == (g is None)
         if g is not None:
-            families.same_bits(families.dense(p.grad), families.dense(g))
+            gradient_families.same_bits(gradient_families.dense(p.grad), gradient_families.dense(g))
 
 
 @EVERY_SCOPE
 def test_clipping_twice_to_a_fixed_limit_is_clipping_once(scope: str) -> None:
-    net = families.Net(dtype=torch.float64)
+    net = gradient_families.Net(dtype=torch.float64)
     parameters = list(net.parameters())
-    families.assign(parameters, families.spikes(parameters, 3, torch.Generator().manual_seed(0)))
-    source = families.two_groups(net) if scope == "group" else net
+    gradient_families.assign(parameters, gradient_families.spikes(parameters, 3, torch.Generator().manual_seed(0)))
+    source = gradient_families.two_groups(net) if scope == "group" else net
     first, _ = clip_grad_(source, MaxNorm(3.0), scope=scope)
     once = [p.grad.clone() for p in parameters]
     clip_grad_(source, MaxNorm(3.0), scope=scope)
@@ -171,7 +173,7 @@ def shared(parameters: Sequence[Tensor]) -> list[Tensor]:
 @pytest.mark.parametrize("scope", ["global", "parameter", "unit"])
 def test_a_tensor_given_twice_is_scaled_once(scope: str) -> None:
     ones = [nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(4))]
-    families.assign(ones, [torch.full((3, 2), 5.0), torch.full((4,), 5.0)])
+    gradient_families.assign(ones, [torch.full((3, 2), 5.0), torch.full((4,), 5.0)])
     report, _ = clip_grad_(shared(ones), MaxNorm(1.0), scope=scope)
     total = sum(p.grad.double().square().sum() for p in ones).sqrt()
     segments = {"global": 1, "parameter": 2, "unit": 4}[scope]

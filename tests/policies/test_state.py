@@ -7,9 +7,9 @@ import io
 import math
 from collections.abc import Callable
 
-import families
 import pytest
 import torch
+from helpers import gradient_families
 from torch import nn
 
 from lightning_calib import EMARelative, MaxNorm, Percentile, WeightRelative, ZScore
@@ -84,9 +84,9 @@ def test_a_saved_state_goes_on_bit_for_bit(name: str) -> None:
     for row in rows[20:]:
         targets, state = step(policy, row, state)
         again, other = step(policy, row, other)
-        families.same_bits(again, targets)
+        gradient_families.same_bits(again, targets)
     for a, b in zip(other, state, strict=True):
-        families.same_bits(a, b)
+        gradient_families.same_bits(a, b)
 
 
 @pytest.mark.parametrize("name", [n for n, (_, fields) in POLICIES.items() if fields])
@@ -116,16 +116,16 @@ def test_state_from_a_file_continues_clip_grad(name: str, scope: str) -> None:
     if name == "all_history" and scope != "global":
         return
     policy = POLICIES[name][0]()
-    nets, states = (families.Net(), families.Net()), [None, None]
+    nets, states = (gradient_families.Net(), gradient_families.Net()), [None, None]
     generator = torch.Generator().manual_seed(1)
     for count in range(12):
-        gradients = families.spikes(list(nets[0].parameters()), count, generator)
+        gradients = gradient_families.spikes(list(nets[0].parameters()), count, generator)
         for j, net in enumerate(nets):
-            families.assign(list(net.parameters()), gradients)
+            gradient_families.assign(list(net.parameters()), gradients)
             _, states[j] = clip_grad_(net, policy, states[j], scope=scope)
         states[1] = restored(states[1])
         for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
-            families.same_bits(b.grad, a.grad)
+            gradient_families.same_bits(b.grad, a.grad)
 
 
 def test_a_state_of_more_than_64_megabytes_is_refused_with_its_size_and_a_remedy() -> None:
@@ -135,13 +135,13 @@ def test_a_state_of_more_than_64_megabytes_is_refused_with_its_size_and_a_remedy
     with pytest.raises(ValueError, match=rf"10000 segments .*{expected:.0f} MB.*more than 64 MB.*`window`") as refusal:
         clip_grad_([weight], Percentile(window=2000), scope="unit")
     assert "'unit'" in str(refusal.value)
-    families.same_bits(weight.grad, torch.ones(10_000, 2))
+    gradient_families.same_bits(weight.grad, torch.ones(10_000, 2))
     clip_grad_([weight], Percentile(window=800), scope="unit")  # 31 MB
 
 
 def test_all_history_refuses_several_segments() -> None:
     with pytest.raises(ValueError, match=r"`window` must be .*several segments, got None .*Use window=1000"):
-        clip_grad_(families.Net(), Percentile(window=None), scope="layer")
+        clip_grad_(gradient_families.Net(), Percentile(window=None), scope="layer")
 
 
 @EVERY
@@ -167,20 +167,20 @@ def test_policies_keep_nothing_between_two_series() -> None:
                 target, state = step(policy, row, state)
                 targets.append(target)
             runs.append(torch.stack(targets))
-        families.same_bits(runs[1], runs[0])
+        gradient_families.same_bits(runs[1], runs[0])
         assert not runs[0].isnan().any()
         assert math.isfinite(float(runs[0][-1]))
 
 
 @pytest.mark.parametrize(("first", "then"), [("global", "layer"), ("layer", "global"), ("layer", "unit")])
 def test_a_state_of_other_segments_is_refused_and_not_stretched(first: str, then: str) -> None:
-    net = families.Net()
+    net = gradient_families.Net()
     parameters = list(net.parameters())
-    gradients = families.typical(parameters, 0, torch.Generator().manual_seed(0))
-    families.assign(parameters, gradients)
+    gradients = gradient_families.typical(parameters, 0, torch.Generator().manual_seed(0))
+    gradient_families.assign(parameters, gradients)
     policy = EMARelative(warmup_steps=1)
     _, state = clip_grad_(net, policy, None, scope=first)
     with pytest.raises(ValueError, match=r"`state` must be "):
         clip_grad_(net, policy, state, scope=then)
     for p, g in zip(parameters, gradients, strict=True):
-        families.same_bits(p.grad, g)
+        gradient_families.same_bits(p.grad, g)

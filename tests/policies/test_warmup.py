@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import families
 import oracles
 import pytest
 import torch
+from helpers import gradient_families
 
 from lightning_calib import EMARelative, Percentile, ZScore
 from lightning_calib.functional import clip_grad_
@@ -74,10 +74,10 @@ def test_the_state_and_all_later_targets_are_those_of_an_unbounded_warm_up(name:
     norms = spiky(warmup + 50, 1)
     targets, states = run(make(warmup_max_norm=BOUND), norms)
     free, free_states = run(make(), norms)
-    families.same_bits(targets[warmup:], free[warmup:])
+    gradient_families.same_bits(targets[warmup:], free[warmup:])
     for bounded, unbounded in zip(states, free_states, strict=True):
         for a, b in zip(bounded, unbounded, strict=True):
-            families.same_bits(a, b)
+            gradient_families.same_bits(a, b)
     assert (targets[:warmup] == BOUND).all()
     assert free[:warmup].isinf().all()
 

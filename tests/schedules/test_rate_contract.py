@@ -7,9 +7,9 @@ import io
 import math
 from collections.abc import Callable
 
-import families
 import pytest
 import torch
+from helpers import gradient_families
 
 from lightning_calib import EMARelative, MaxNorm, Percentile, ZScore
 from lightning_calib.schedules import DistanceOverGradients, InverseNorm, Polyak, SpikeBackoff
@@ -70,7 +70,7 @@ def with_norms(row: Measurement, where: torch.Tensor, value: float) -> Measureme
 
 def same_state(actual: tuple, expected: tuple) -> None:
     for a, b in zip(actual, expected, strict=True):
-        families.same_bits(a, b)
+        gradient_families.same_bits(a, b)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -108,10 +108,10 @@ def test_measurement_and_state_are_not_modified_and_nothing_is_shared(name: str)
         factors, new = rule(row, state)
         assert versions == [t._version for t in given]
         for actual, wanted in zip(given, held, strict=True):
-            families.same_bits(actual, wanted)
+            gradient_families.same_bits(actual, wanted)
         assert not any(factors.data_ptr() == t.data_ptr() for t in (*given, *new))
         again, twin = rule(row, state)
-        families.same_bits(again, factors)
+        gradient_families.same_bits(again, factors)
         same_state(twin, new)
         state = new
 
@@ -123,7 +123,7 @@ def test_a_step_without_a_usable_norm_has_factor_1_and_leaves_no_trace(name: str
     rows = measurements(rule)
     _, state = play(rule, rows[:20])
     factors, after = rule(with_norms(rows[20], torch.ones(GROUPS, dtype=torch.bool), junk), state)
-    families.same_bits(factors, torch.ones(GROUPS, dtype=torch.float64))
+    gradient_families.same_bits(factors, torch.ones(GROUPS, dtype=torch.float64))
     same_state(after, state)
 
 
@@ -138,15 +138,15 @@ def test_one_group_without_a_usable_norm_has_factor_1_and_keeps_its_state(name: 
     usual, usually = rule(rows[20], state)
     if name.startswith("polyak"):  # one step for all groups: no length without the whole gradient
         if junk != 0:
-            families.same_bits(factors, torch.ones(GROUPS, dtype=torch.float64))
+            gradient_families.same_bits(factors, torch.ones(GROUPS, dtype=torch.float64))
             same_state(after, state)
         else:
-            families.same_bits(factors[0], factors[2])
+            gradient_families.same_bits(factors[0], factors[2])
         return
-    families.same_bits(factors[[0, 2]], usual[[0, 2]])
+    gradient_families.same_bits(factors[[0, 2]], usual[[0, 2]])
     for old, now, wanted in zip(state, after, usually, strict=True):
-        families.same_bits(now[1], old[1])
-        families.same_bits(now[[0, 2]], wanted[[0, 2]])
+        gradient_families.same_bits(now[1], old[1])
+        gradient_families.same_bits(now[[0, 2]], wanted[[0, 2]])
 
 
 @pytest.mark.parametrize("junk", [math.nan, math.inf, -math.inf])
@@ -160,7 +160,7 @@ def test_whatever_else_is_not_finite_leaves_no_trace(name: str, part: str, junk:
     if value is None:
         return
     factors, after = rule(rows[20]._replace(**{part: torch.full_like(value, junk)}), state)
-    families.same_bits(factors, torch.ones(GROUPS, dtype=torch.float64))
+    gradient_families.same_bits(factors, torch.ones(GROUPS, dtype=torch.float64))
     same_state(after, state)
 
 
@@ -172,7 +172,7 @@ def test_skipped_steps_do_not_change_what_follows(name: str) -> None:
     nothing = torch.ones(GROUPS, dtype=torch.bool)
     mixed = [x for row in rows for x in (with_norms(row, nothing, math.nan), row, with_norms(row, nothing, 0.0))]
     skipping, last = play(rule, mixed)
-    families.same_bits(skipping[1::3], factors)
+    gradient_families.same_bits(skipping[1::3], factors)
     same_state(last, state)
 
 
@@ -189,7 +189,7 @@ def test_a_saved_state_goes_on_bit_for_bit(name: str, dtype: torch.dtype) -> Non
     other = type(middle)(**torch.load(file, weights_only=True))
     for row, wanted in zip(rows[20:], factors[20:], strict=True):
         again, other = rule(row, other)
-        families.same_bits(again, wanted)
+        gradient_families.same_bits(again, wanted)
     same_state(other, state)
 
 
@@ -231,10 +231,10 @@ def test_groups_are_judged_alone_but_by_polyak(name: str) -> None:
     factors, _ = play(rule, rows)
     alone, _ = play(rule, [Measurement(*(t[[1]] if t is not None and t.ndim else t for t in row)) for row in rows])
     if name.startswith("polyak"):
-        families.same_bits(factors[:, 0], factors[:, 1])
+        gradient_families.same_bits(factors[:, 0], factors[:, 1])
         assert not torch.equal(alone[:, 0], factors[:, 1])
     else:
-        families.same_bits(alone[:, 0], factors[:, 1])
+        gradient_families.same_bits(alone[:, 0], factors[:, 1])
 
 
 @EVERY

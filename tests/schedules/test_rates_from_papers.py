@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-import families
 import numpy as np
 import oracles
 import pytest
 import torch
+from helpers import gradient_families
 from torch import nn
 
 from lightning_calib import EMARelative, MaxNorm, Percentile, ZScore
@@ -232,8 +232,8 @@ def test_a_long_burst_of_spikes_does_not_stop_the_training_for_good(backoff: flo
         factors, state = rule(Measurement(norms, norms > 0), state)
         assert 0 < float(factors) <= 1
         if step in (0, 499):
-            families.same_bits(factors, torch.tensor([backoff if step == 0 else min(backoff, 2.0**-10)]))
-    families.same_bits(factors, torch.ones(1))
+            gradient_families.same_bits(factors, torch.tensor([backoff if step == 0 else min(backoff, 2.0**-10)]))
+    gradient_families.same_bits(factors, torch.ones(1))
 
 
 def test_polyak_goes_on_after_a_loss_below_its_least_value() -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-import families
 import numpy as np
 import pytest
 import torch
+from helpers import gradient_families
 
 from lightning_calib.schedules import refine_schedule
 
@@ -62,7 +62,7 @@ def test_schedule_equals_the_formula(optimizer: str, steps: int, smoothing: floa
 @pytest.mark.parametrize("steps", [2, 10, 1000, 4097])
 def test_constant_norms_give_linear_decay_to_the_bit(optimizer: str, norm: float, steps: int) -> None:
     schedule = refine_schedule([norm] * steps, optimizer)
-    families.same_bits(schedule, torch.arange(steps - 1, -1, -1, dtype=torch.float64) / (steps - 1))
+    gradient_families.same_bits(schedule, torch.arange(steps - 1, -1, -1, dtype=torch.float64) / (steps - 1))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -94,8 +94,8 @@ def test_the_unit_of_the_norms_does_not_matter() -> None:
     norms = torch.from_numpy(noisy(100))
     for optimizer in POWERS:
         expected = refine_schedule(norms, optimizer)
-        families.same_bits(refine_schedule(norms * 2.0**40, optimizer), expected)
-        families.same_bits(refine_schedule(norms * 2.0**-40, optimizer), expected)
+        gradient_families.same_bits(refine_schedule(norms * 2.0**40, optimizer), expected)
+        gradient_families.same_bits(refine_schedule(norms * 2.0**-40, optimizer), expected)
 
 
 def test_2_norms_serve_for_1_norms_while_their_ratio_stays() -> None:
@@ -109,7 +109,7 @@ def test_a_lone_spike_is_smoothed_away() -> None:
     norms = torch.ones(100)
     norms[[0, 37, 80, 99]] = 1e6
     calm = refine_schedule(torch.ones(100))
-    families.same_bits(refine_schedule(torch.where(torch.arange(100) == 0, 1.0, norms)), calm)
+    gradient_families.same_bits(refine_schedule(torch.where(torch.arange(100) == 0, 1.0, norms)), calm)
     assert float(refine_schedule(norms, smoothing=0.0)[37]) < 1e-6
     assert float(refine_schedule(norms)[0]) < 1e-6  # the first norm stands for those before it
 
@@ -126,22 +126,22 @@ def test_missing_norms_lie_between_their_neighbours(junk: float) -> None:
 def test_norms_missing_at_the_ends_repeat_the_nearest() -> None:
     nan = math.nan
     schedule = refine_schedule([nan, nan, 3.0, 2.0, 4.0, nan], smoothing=0.0)
-    families.same_bits(schedule, refine_schedule([3.0, 3.0, 3.0, 2.0, 4.0, 4.0], smoothing=0.0))
+    gradient_families.same_bits(schedule, refine_schedule([3.0, 3.0, 3.0, 2.0, 4.0, 4.0], smoothing=0.0))
 
 
 def test_half_of_the_norms_is_enough() -> None:
-    families.same_bits(refine_schedule([1.0, math.nan] * 5), refine_schedule([1.0] * 10))
+    gradient_families.same_bits(refine_schedule([1.0, math.nan] * 5), refine_schedule([1.0] * 10))
 
 
 def test_lists_arrays_tensors_and_generators_are_read_alike() -> None:
     norms = noisy(50)
     expected = refine_schedule(torch.from_numpy(norms))
     for given in (norms, norms.tolist(), tuple(norms), (float(n) for n in norms)):
-        families.same_bits(refine_schedule(given), expected)
+        gradient_families.same_bits(refine_schedule(given), expected)
     trained = torch.from_numpy(norms.copy()).requires_grad_()
     assert not refine_schedule(trained).requires_grad
     half = torch.from_numpy(norms).half()
-    families.same_bits(refine_schedule(half), refine_schedule(half.double()))
+    gradient_families.same_bits(refine_schedule(half), refine_schedule(half.double()))
 
 
 def test_the_norms_are_not_modified() -> None:
@@ -149,7 +149,7 @@ def test_the_norms_are_not_modified() -> None:
     norms[3] = math.nan
     held = norms.clone()
     refine_schedule(norms)
-    families.same_bits(norms, held)
+    gradient_families.same_bits(norms, held)
     assert norms._version == 1
 
 

@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 import torch
-from boring import Tiny, fit
 from chromium import browser, executable
+from helpers.tiny_modules import Tiny, fit
 from lightning.pytorch.loggers import TensorBoardLogger
 from tab import Tab, served
 from torch import Tensor, nn

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from board import LOADERS, board
-from boring import TwoNets, fit
+from helpers.tiny_modules import TwoNets, fit
 from lightning.pytorch.loggers import TensorBoardLogger
 from written import GLOBAL_NAMES, event, events, totals, writer
 

@@ -6,7 +6,7 @@ import json
 import math
 
 import torch
-from boring import different, same_bits
+from helpers.tiny_modules import different, same_bits
 
 from lightning_calib.dashboard.decimation import MOST
 from lightning_calib.dashboard.record_stream import LATEST, RecordStream

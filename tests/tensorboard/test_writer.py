@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 import torch
-from recorded import Recorded
+from helpers.event_files import Recorded
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR
 from torch.utils.tensorboard import SummaryWriter

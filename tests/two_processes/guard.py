@@ -8,8 +8,8 @@ import sys
 import warnings
 
 import torch
-from boring import data, fit, scaled, weights
-from guarded import ADAM, FUSED, MOMENTUM, Micro, Unmoved, everything
+from helpers.poisoned_batches import ADAM, FUSED, MOMENTUM, Micro, Unmoved, everything
+from helpers.tiny_modules import data, fit, scaled, weights
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn

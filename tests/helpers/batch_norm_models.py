@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import torch
-from boring import make_trainer
+from helpers.tiny_modules import make_trainer
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset

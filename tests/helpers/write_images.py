@@ -5,8 +5,8 @@ import pickle
 import struct
 
 import numpy as np
+from helpers.run_example import example, refused
 from PIL import Image
-from scripts import example, refused
 
 RANDOM = np.random.default_rng(0)
 KINDS = {"images": 3, "labels": 1}

@@ -21,7 +21,7 @@ from torch import Tensor, distributed
 from torch.multiprocessing import start_processes
 
 WORLD = 2
-MODULES = ("ranks_values", "ranks_fits", "ranks_others", "ranks_memory")
+MODULES = ("values", "fits", "others", "memory")
 CASES: dict[str, Callable[[], None]] = {}
 _COLLECTIVES = ("all_reduce", "all_gather", "all_gather_into_tensor", "broadcast", "reduce_scatter_tensor")
 
@@ -91,7 +91,7 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     for quiet in ("lightning.pytorch", "lightning.fabric", "lightning_calib", "torch.distributed.tensor"):
         logging.getLogger(quiet).setLevel(logging.ERROR)
-    sys.modules["ranks"] = sys.modules["__main__"]
+    sys.modules["two_processes.launch"] = sys.modules["__main__"]
     for name in MODULES:
-        importlib.import_module(name)
+        importlib.import_module(f"two_processes.{name}")
     start_processes(play, (sys.argv[1], sys.argv[2:] or list(CASES)), WORLD, start_method="fork")

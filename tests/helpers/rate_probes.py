@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from boring import Rows, Tiny, fit
+from helpers.tiny_modules import Rows, Tiny, fit
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LearningRateMonitor
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Cases for `ranks.py`: BatchNorm over processes, the other forms of DDP, and what is refused."""
+"""Cases for `launch.py`: BatchNorm over processes, the other forms of DDP, and what is refused."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from boring import Rows, Tiny, fit
+from helpers.tiny_modules import Rows, Tiny, fit
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from ranks import case, everywhere
-from ranks_fits import CALLBACKS, Watch
-from ranks_run import PLAIN, SGD, Make, Run, Shared, network, pair
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
+from two_processes.fits import CALLBACKS, Watch
+from two_processes.launch import case, everywhere
+from two_processes.run import PLAIN, SGD, Make, Run, Shared, network, pair
 
 import lightning_calib as calib
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from boring import SGD, Tiny, TwoNets, network
+from helpers.tiny_modules import SGD, Tiny, TwoNets, network
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader

@@ -1,4 +1,4 @@
-"""Cases for `ranks.py`: tensors in, tensors out; DTensors of every placement against the same in one process."""
+"""Cases for `launch.py`: tensors in, tensors out; DTensors of every placement against the same in one process."""
 
 from __future__ import annotations
 
@@ -6,12 +6,24 @@ import math
 
 import pytest
 import torch
-from ranks import case, counted, everywhere, whole
-from ranks_zoo import CLOSE, KINDS, fill, meshes, pair, placed, places, same_everywhere, same_gradients, spread, zoo
 from torch import distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.debug import CommDebugMode
+from two_processes.launch import case, counted, everywhere, whole
+from two_processes.zoo import (
+    CLOSE,
+    KINDS,
+    fill,
+    meshes,
+    pair,
+    placed,
+    places,
+    same_everywhere,
+    same_gradients,
+    spread,
+    zoo,
+)
 
 from lightning_calib import MaxNorm, Percentile, WeightRelative, ZScore
 from lightning_calib.functional.clip import clip_grad_

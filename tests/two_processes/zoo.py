@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from ranks import everywhere, whole
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import _StridedShard
+from two_processes.launch import everywhere, whole
 
 Place = Callable[[int, Tensor], tuple[DeviceMesh, list[Any]] | None]
 KINDS = (1.0, 2.0, 3.0, math.inf)

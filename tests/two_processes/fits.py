@@ -1,4 +1,4 @@
-"""Cases for `ranks.py`: fits on two processes, DDP, FSDP2 and tensor parallel, against the same fit in one process."""
+"""Cases for `launch.py`: fits on two processes, DDP, FSDP2 and tensor parallel, against the same fit in one process."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from boring import scaled
+from helpers.event_files import Recorded
+from helpers.tiny_modules import scaled
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from ranks import case, everywhere
-from ranks_run import PLAIN, SGD, Make, Run, Shared, pair
-from recorded import Recorded
 from torch import distributed
+from two_processes.launch import case, everywhere
+from two_processes.run import PLAIN, SGD, Make, Run, Shared, pair
 
 import lightning_calib as calib
 

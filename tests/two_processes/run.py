@@ -8,10 +8,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from boring import Rows, Tiny, fit
+from helpers.tiny_modules import Rows, Tiny, fit
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
-from ranks import counted, everywhere, whole
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard
@@ -22,6 +21,7 @@ from torch.distributed.tensor.parallel import (
     SequenceParallel,
     parallelize_module,
 )
+from two_processes.launch import counted, everywhere, whole
 
 from lightning_calib.callbacks.base import CalibratedCallback
 

@@ -6,13 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from boring import same_bits
+from helpers.tiny_modules import same_bits
 
-TESTS = Path(__file__).parent.parent
 SCENES = ["loss", "input", "gradient", "accumulated", "scaler", "fused"]
 SKIPPED = {"accumulated": [2, 3, 6, 7]}  # batches: the first of a window of two never steps
 
@@ -25,8 +23,11 @@ def played(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     for scene in [*SCENES, "limit"]:
         (folder / scene).mkdir()
-    command = [sys.executable, str(TESTS / "two_ranks.py"), *SCENES, "limit"]
-    script = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    command = [sys.executable, "-m", "two_processes.guard", *SCENES, "limit"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    script = subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
         output, _ = script.communicate(timeout=180)
     except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""Cases for `ranks.py`: out of memory in our own readings, where other processes wait in a collective and where not."""
+"""Cases for `launch.py`: out of memory in our own readings, where other processes wait in a collective or not."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import case
-from ranks_fits import Watch
-from ranks_run import Run
 from torch import distributed
+from two_processes.fits import Watch
+from two_processes.launch import case
+from two_processes.run import Run
 
 import lightning_calib as calib
 
