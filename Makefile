@@ -15,7 +15,7 @@ test-browser: $(STAMP)  ## the "Gradients" tab in a real browser; needs Chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser
 
 CORE := tests/functional tests/policies tests/distributed $(addprefix tests/callbacks/test_,$(addsuffix .py,\
-	every_number grid rules stale resume guard_matrix rates_paths loggers))
+	logged_values_float64 grid rules stale_gradients resume guard_matrix rates_paths loggers))
 
 test-oldest:  ## the core of the suite with the oldest versions that pyproject.toml lets in
 	$(PYTHON) -m venv .venv-oldest

@@ -115,6 +115,12 @@ def test_message_has_name_rule_value_and_remedy(make, arguments, error, parts):
     assert text.endswith((".", ".`"))
 
 
+@pytest.mark.parametrize("target", [0.0, math.inf, -1.0])
+def test_a_norm_to_aim_at_is_finite_and_above_zero(target):
+    with pytest.raises(ValueError, match=r"`target` must be in \(0, inf\)"):
+        GradientNormalize(target)
+
+
 def test_the_sentence_of_the_design():
     with pytest.raises(ValueError, match="decay") as error:
         ZClip(decay=1.5)

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from helpers.poisoned_batches import Plant
 from helpers.tiny_modules import SGD, Rows, Tiny, TwoNets, fit, scaled
 from lightning.pytorch import Callback
 
@@ -81,6 +82,14 @@ def test_overflows_of_a_grad_scaler_are_steps(guards):
     monitor, rows = _run([*ours, GradientClip(CLIP)], module, plugins=scaled(2.0**10))
     assert _agree(monitor, rows)[1] == STEPS
     assert re.search(r"[1-9]\d* steps were skipped", monitor.summary())
+
+
+def test_an_overflow_is_not_a_clip():
+    rows, inf = Rows(), {step: {"net.0.weight": [math.inf]} for step in (2, 5)}
+    fit(Tiny(), [Plant(inf), GradientMonitor(1)], plugins=scaled(), gradient_clip_val=1e30, logger=rows)
+    assert rows.values("calib/skipped_total")[-1] >= 2
+    assert rows.values("calib/grad_norm_before")[2] == math.inf
+    assert set(rows.values("calib/clip_fraction")) == {0.0}
 
 
 def test_a_window_of_micro_batches_is_one_step():

@@ -200,3 +200,22 @@ def test_what_a_step_did_to_each_weight_adds_up_to_what_it_did_to_all():
     torch.testing.assert_close(moved.weights[:2].double(), torch.tensor(sizes[:2]).double(), rtol=1e-6, atol=0)
     torch.testing.assert_close(moved.weights[2:].double(), torch.tensor(sizes[2:]).double(), rtol=0.02, atol=0)
     torch.testing.assert_close(moved.updates / moved.weights, torch.full((3,), 0.01).double(), rtol=1e-4, atol=0)
+
+
+class NoCharts(Callback):
+    """The first process cannot write the charts; the others would not know."""
+
+    def on_train_start(self, trainer, pl_module):
+        trainer.logger.experiment.add_custom_scalars = self.fails
+
+    def fails(self, *args):
+        raise OSError("No space left on device")
+
+
+def test_charts_that_cannot_be_written_end_no_record_for_which_other_processes_count_along(said):
+    logger = TensorBoardLogger("logs")
+    fit(Tiny(), [NoCharts(), GradientMonitor(1, histograms=True)], 12, logger=logger)
+    found = Recorded(logger.log_dir)
+    assert [one.step for one in found.of("layers")] == list(range(12))
+    assert [one.step for one in found.of("hist")] == [0, 10]
+    assert len([line for line in said() if "lack their charts" in line]) == 1

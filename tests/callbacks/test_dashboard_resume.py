@@ -94,6 +94,29 @@ def test_a_checkpoint_before_the_row_and_one_after_it_hold_the_same(step):
     same_bits(shown(found, step - 1), shown(wanted, step - 1))
 
 
+class Saves(Callback):
+    """Stands before ours, so that the row of the step has not been written yet."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.save_checkpoint(f"{batch_idx}.ckpt", weights_only=False)
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming")
+@pytest.mark.parametrize("stopped", [2, 3])
+def test_a_step_that_was_dropped_and_a_row_that_is_due_are_in_a_checkpoint_of_that_batch(stopped):
+    def run(version, *before, **kwargs):
+        logger, module = TensorBoardLogger("logs", version=version), Tiny(gains={2: math.nan, 3: math.nan})
+        ours = [NonFiniteGuard("skip"), GradientMonitor(2, histograms=True)]
+        fit(module, [*before, *ours], 7, logger=logger, **kwargs)
+        return Recorded(logger.log_dir), ours[1].state_dict()
+
+    (whole, expected), (rest, state) = run("whole", Saves()), run("rest", ckpt_path=f"{stopped}.ckpt")
+    same_bits(state["tally"], expected["tally"])
+    wanted = [one for one in whole.found if one.step > stopped and "events" not in one.tag]
+    assert [one[:2] for one in rest.found if "events" not in one.tag] == [one[:2] for one in wanted]
+    assert rest.of("events")[-1].value == whole.of("events")[-1].value
+
+
 def test_saving_does_not_change_what_is_written():
     _, wanted = run()
     _, found = run(callbacks=callbacks(SavesFirst()))

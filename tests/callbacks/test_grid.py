@@ -184,6 +184,16 @@ def test_centralize_subtracts_the_mean_over_fan_in():
     assert rows.values("calib/grad_norm_after") == pytest.approx(after.norms, rel=1e-5)
 
 
+def test_a_weight_with_a_fan_in_of_one_still_learns():
+    def net():
+        return nn.Sequential(nn.Linear(4, 1), nn.Linear(1, 8), nn.Linear(8, 1))
+
+    module = Tiny(net=net)
+    before = module.net[1].weight.detach().clone()
+    fit(module, [GradientCentralize()])
+    assert not torch.equal(module.net[1].weight, before)
+
+
 @pytest.mark.parametrize("first", [GradientCentralize, lambda: GradientValueClip(0.3)])
 def test_a_clip_after_an_elementwise_method_reads_again(first):
     after, rows = Grads(), Rows()
@@ -214,3 +224,10 @@ def test_agc_exclude(exclude, kept):
                 same_bits(b, a)
             else:
                 assert norm([b]) < norm([a])
+
+
+def test_deterministic_algorithms():
+    try:
+        fit(Tiny(), [GradientClip(Percentile(50, 4, 1), scope="unit"), GradientMonitor(1)], deterministic=True)
+    finally:
+        torch.use_deterministic_algorithms(False)

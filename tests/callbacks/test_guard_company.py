@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.poisoned_batches import ADAM, FUSED, Micro, Plant, PlantInStep, every, finite, incidents
 from helpers.tiny_modules import Grads, Rows, Tiny, fit, norm, same_bits, scaled, weights
+from lightning.pytorch import Callback
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -72,6 +73,17 @@ def test_a_foreign_callback_that_plants_between_two_of_ours(action, first, said)
         assert len(lines) == 2
         assert rows.values("calib/nonfinite_total") == [0] * 4 + [1] * 5 + [2] * 3
         assert rows.values("calib/skipped_total") == [0] * 4 + [1] * 5 + [2] * 3
+
+
+def test_the_guard_looks_again_for_whoever_stands_behind_a_foreign_callback():
+    class Plants(Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            if trainer.global_step == 4:
+                pl_module.net[0].weight.grad[0, 0] = math.nan
+
+    module = Tiny()
+    fit(module, [ZClip(), Plants(), ZClip(name="b"), NonFiniteGuard("skip", max_consecutive=1)])
+    assert all(bool(parameter.isfinite().all()) for parameter in module.parameters())
 
 
 def test_a_step_is_one_incident_though_the_guard_looks_twice(said):

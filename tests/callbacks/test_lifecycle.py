@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 from functools import partial
 
 import pytest
 import torch
 from helpers.tiny_modules import Grads, Rows, Tiny, TwoNets, fit, make_trainer, norm, same_bits, weights
 from lightning.pytorch.callbacks import BaseFinetuning, WeightAveraging
+from lightning.pytorch.tuner import Tuner
 from torch import nn
 
 from lightning_calib import (
@@ -22,6 +25,7 @@ from lightning_calib import (
     GradientMonitor,
     GradientNormalize,
     GradientValueClip,
+    NonFiniteGuard,
     Percentile,
     ZClip,
     ZScore,
@@ -112,6 +116,18 @@ def test_hooks_on_the_optimizer_are_taken_away_after_an_exception():
     for optimizer in trainer.optimizers:
         assert not optimizer._optimizer_step_pre_hooks
         assert not optimizer._optimizer_step_post_hooks
+
+
+def test_nothing_of_the_model_stays_behind_after_the_fit():
+    callbacks = [GradientCentralize(), GradientValueClip(0.5), ZClip(), NonFiniteGuard("skip"), GradientMonitor()]
+    module = Tiny()
+    trainer = fit(module, callbacks)
+    gone = weakref.ref(module.net[0].weight)
+    for callback in callbacks:  # the Trainer's own presents
+        vars(callback).pop("log", None), vars(callback).pop("log_dict", None)
+    del module, trainer
+    gc.collect()
+    assert gone() is None
 
 
 def test_accumulation_shows_one_norm_to_the_policy():
@@ -214,3 +230,29 @@ def test_validation_and_test_alone_do_nothing():
 def test_limits_of_the_trainer():
     for kwargs in ({"limit_train_batches": 3}, {"max_epochs": 2, "max_steps": -1}):
         fit(Tiny(), [ZClip(), GradientMonitor()], **{"max_steps": 6, **kwargs})
+
+
+def test_search_for_a_learning_rate_leaves_no_trace():
+    class Searchable(Tiny):
+        lr = 1e-3
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+    results = []
+    for search in (True, False):
+        module, trainer = Searchable(gains={7: 20.0}), make_trainer([ZClip(1.0, warmup_steps=3), GradientMonitor()])
+        if search:
+            Tuner(trainer).lr_find(module, num_training=8, update_attr=False)
+        trainer.fit(module)
+        results.append((weights(module), trainer.callbacks[0].state_dict()))
+    same_bits(*results)
+
+
+def test_fit_goes_on_with_the_same_trainer():
+    """A second `fit` on one Trainer is a new fit for ours: nothing of the first is counted twice."""
+    monitor, module = GradientMonitor(), Tiny()
+    trainer = fit(module, [ZClip(1.0, warmup_steps=3), monitor], 6)
+    trainer.fit_loop.epoch_loop.max_steps = 10
+    trainer.fit(module)
+    assert "4 optimizer steps" in monitor.summary()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from functools import partial
@@ -11,6 +12,7 @@ import torch
 from helpers.tiny_modules import Cleans, Grads, Tiny, fit, scaled
 
 from lightning_calib import AGC, GradientCentralize, GradientClip, GradientMonitor, ZClip
+from lightning_calib.fit.messages import say
 
 SGD, ADAMW = partial(torch.optim.SGD, lr=0.01), partial(torch.optim.AdamW, lr=1e-3)
 LOUD = dict.fromkeys(range(100), 100.0)
@@ -101,6 +103,19 @@ def test_never_print(capsys):
     assert "calib" not in capsys.readouterr().out
 
 
+def test_a_handler_of_the_users_own_is_enough(capsys):
+    logger, handler = logging.getLogger("lightning_calib"), logging.StreamHandler()
+    root = logging.getLogger()
+    kept, root.handlers = root.handlers, []
+    logger.addHandler(handler)
+    try:
+        say("once")
+    finally:
+        logger.removeHandler(handler)
+        root.handlers = kept
+    assert capsys.readouterr().err.count("once") == 1
+
+
 def test_lines_go_out_on_rank_zero_only(said, monkeypatch):
     from lightning.pytorch.utilities import rank_zero_only
 
@@ -188,6 +203,19 @@ def test_summary_says_nothing_of_clipping_when_nobody_clips():
 
 def test_summary_before_a_fit_says_so():
     assert re.search(r"no |not |nothing", GradientMonitor().summary().lower())
+
+
+def test_summary_after_an_exception_tells_what_was_seen():
+    class Breaks(Tiny):
+        def training_step(self, batch, batch_idx):
+            if self.trainer.global_step == 6:
+                raise RuntimeError("broken data")
+            return super().training_step(batch, batch_idx)
+
+    monitor = GradientMonitor()
+    with pytest.raises(RuntimeError, match="broken data"):
+        fit(Breaks(), [ZClip(), monitor])
+    assert "6 optimizer steps" in monitor.summary()
 
 
 def test_summary_with_several_sick_things_is_still_three_sentences():

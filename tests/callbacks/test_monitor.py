@@ -7,9 +7,11 @@ from functools import partial
 import pytest
 import torch
 from helpers.tiny_modules import Grads, Rows, Tiny, TwoNets, fit, network, norm, same_bits, scaled, weights
+from torch import nn
 from torch.optim import SGD, Adam, AdamW
 
 from lightning_calib import GradientMonitor
+from lightning_calib.steps.weight_update import WeightSample
 
 OPTIMIZERS = {
     "sgd": partial(SGD, lr=0.05),
@@ -156,6 +158,13 @@ def test_value_clipping_is_counted_on_logged_steps_only():
     assert (after[0], after[2]) == pytest.approx((before[0], before[2]), rel=1e-6)
 
 
+def test_the_threshold_is_a_norm_and_never_a_bound_on_elements():
+    rows = Rows()
+    fit(Tiny(), [GradientMonitor(1)], gradient_clip_val=0.5, gradient_clip_algorithm="value", logger=rows)
+    assert rows.rows
+    assert rows.values("calib/clip_threshold") == []
+
+
 def test_only_the_optimizers_own_parameters_are_read():
     rows, grads = Rows(), Grads()
     fit(TwoNets(partial(SGD, lr=0.1), partial(SGD, lr=0.1)), [grads, GradientMonitor(1)], 16, logger=rows)
@@ -220,6 +229,16 @@ def test_update_of_a_large_tensor_is_estimated_within_two_percent():
     assert start[0].numel() > 2**16
     # 2^16 of 160,000 elements at fixed strides
     assert rows.values("calib/update_norm") == pytest.approx([norm(moved)], rel=0.02)
+
+
+@pytest.mark.parametrize("shape", [(65536, 4), (1024, 1024), (512, 64, 3, 3)])
+def test_the_sample_of_the_weights_sees_every_column(shape):
+    for column in range(0, shape[-1], max(1, shape[-1] // 4)):
+        weight = nn.Parameter(torch.ones(shape))
+        sample = WeightSample((weight,))
+        weight.data[..., column] += 1.0
+        wanted = (weight.numel() / shape[-1]) ** 0.5
+        assert float(sample.moved()[0]) == pytest.approx(wanted, rel=0.1)  # of 2^16 elements, one in shape[-1] moved
 
 
 def test_half_precision_weights():

@@ -8,7 +8,16 @@ from helpers.tiny_modules import Rows, Tiny, fit, make_trainer, same_bits, weigh
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 
-from lightning_calib import AutoClip, GradientClip, GradientMonitor, GradientNormalize, NonFiniteGuard, ZClip
+from lightning_calib import (
+    AutoClip,
+    GradientClip,
+    GradientMonitor,
+    GradientNormalize,
+    InverseNorm,
+    LearningRateControl,
+    NonFiniteGuard,
+    ZClip,
+)
 
 
 class Duck:
@@ -143,3 +152,29 @@ def test_names_that_tell_callbacks_apart_are_not_refused():
         "calib/clip_fraction", "calib/clip_fraction.enc", "calib/clip_fraction.encoder",
         "calib/would_clip_fraction.dry", "calib/would_clip_fraction.enc",
     }  # fmt: skip
+
+
+class Adds(Callback):
+    """Puts a callback among the others when training has begun."""
+
+    def __init__(self, late):
+        self.late = late
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 3:
+            trainer.callbacks.append(self.late)
+
+
+def test_a_monitor_that_comes_late_says_so_once_and_ends_no_run(said):
+    alone, watched = Tiny(), Tiny()
+    fit(alone, max_steps=8)
+    fit(watched, [Adds(GradientMonitor(1))], 8)
+    same_bits(weights(watched), weights(alone))
+    (line,) = said()
+    assert "GradientMonitor stays silent. It was not among `trainer.callbacks` when training began." in line
+
+
+@pytest.mark.parametrize("late", [ZClip(), LearningRateControl(InverseNorm())], ids=["ZClip", "LearningRateControl"])
+def test_a_callback_that_acts_and_comes_late_is_refused(late):
+    with pytest.raises(MisconfigurationException, match=r"cannot act here\. It was not among `trainer.callbacks`"):
+        fit(Tiny(), [Adds(late)], 8)

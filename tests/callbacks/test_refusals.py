@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from functools import partial
 
@@ -97,6 +98,13 @@ def test_monitor_warns_once_logs_nothing_and_lets_training_go_on(mode, said):
     assert not [tag for tag in rows.tags if "norm" in tag or "clip" in tag or "update" in tag]
     same_bits(watched, run([], Rows())[1])
     assert isinstance(callback.summary(), str)
+
+
+def test_a_monitor_that_stays_silent_does_not_speak_after_an_epoch(caplog):
+    with caplog.at_level(logging.INFO, "lightning_calib"):
+        fit(Tiny(torch.optim.LBFGS), [GradientMonitor()])
+    assert "stays silent" in caplog.text
+    assert "No optimizer step" not in caplog.text
 
 
 def test_dry_run_watches_and_does_not_act(said):

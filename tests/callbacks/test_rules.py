@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 
 import pytest
@@ -97,6 +98,12 @@ def test_glob_without_a_match_names_the_nearest(glob, near):
     assert near in str(error.value)
 
 
+def test_a_misspelt_glob_is_the_only_thing_told(caplog):
+    with caplog.at_level(logging.INFO, "lightning_calib"), pytest.raises(ValueError, match="nearest names"):
+        fit(Tiny(), [GradientClip(1.0, rules={"nett.*": 0.1}), GradientMonitor()])
+    assert "could not keep" not in caplog.text
+
+
 def test_a_rule_may_match_in_one_of_two_optimizers_only():
     after = Grads()
     module = TwoNets(partial(torch.optim.SGD, lr=0.1), partial(torch.optim.SGD, lr=0.1))
@@ -144,6 +151,14 @@ def test_dry_run_under_the_monitor_reports_no_clipping():
     assert rows.values("calib/would_clip_fraction") == [1.0] * 12
     assert rows.values("calib/clip_fraction") == [0.0] * 12
     assert rows.values("calib/grad_norm_after") == pytest.approx(rows.values("calib/grad_norm_before"), rel=1e-6)
+
+
+def test_a_dry_run_is_told_in_words(caplog):
+    monitor = GradientMonitor()
+    with caplog.at_level(logging.INFO, "lightning_calib"):
+        fit(Tiny(), [GradientClip(1e-6, dry_run=True), monitor])
+    assert "clipping: GradientClip (dry run)" in caplog.text
+    assert "Nothing clipped it, but GradientClip, a dry run, would have reduced 100 % of the steps" in monitor.summary()
 
 
 def test_first_dry_step_agrees_with_the_first_real_one():

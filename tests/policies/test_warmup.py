@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import gradient_families
 
-from lightning_calib import EMARelative, Percentile, ZScore
+from lightning_calib import AdaGC, EMARelative, Percentile, ZScore
 from lightning_calib.functional import clip_grad_
 from lightning_calib.functional.judge import Observation, Policy, judge
 
@@ -137,3 +137,13 @@ def test_a_normalised_segment_is_given_the_norm_of_the_warm_up() -> None:
     policy, row = ZScore(warmup_max_norm=2.0), torch.tensor([1.0, 8.0])
     report, _ = judge(policy, Observation(row, row > 0), policy.init(row), clip=False)
     assert report.coefficients.tolist() == [2.0, 0.25]
+
+
+def test_steps_without_any_norm_do_not_use_up_the_warm_up():
+    policy = AdaGC(warmup_steps=2).policy
+    state = policy.init(torch.zeros(2))
+    for _ in range(5):
+        bad = torch.tensor([math.inf, math.nan])
+        _, state = policy(Observation(bad, bad.isfinite()), state)
+    targets, _ = policy(Observation(torch.tensor([30.0, 40.0]), torch.tensor([True, True])), state)
+    torch.testing.assert_close(targets, torch.tensor([0.6, 0.8]))  # clipped together to the norm 1

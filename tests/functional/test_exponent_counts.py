@@ -8,8 +8,10 @@ import pytest
 import torch
 from helpers.event_files import count_magnitudes
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_calib.functional.exponent_counts import exponent_counts
+from lightning_calib.functional.exponent_counts import _bincount, exponent_counts
 from lightning_calib.functional.plan import Plan
 
 LOW, HIGH = -48, 15
@@ -101,3 +103,43 @@ def test_the_gradient_keeps_its_bits():
     kept = value.clone()
     count([value], factor=torch.tensor(0.5))
     assert torch.equal(value.view(torch.int32), kept.view(torch.int32))
+
+
+class Operators(TorchDispatchMode):
+    """The names of what torch is asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.called = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.called.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("size", [256, 2048])
+def test_counting_on_a_gpu_asks_for_nothing_that_a_deterministic_run_forbids(size, deterministic):
+    with FakeTensorMode(), Operators() as operators:
+        found = _bincount(torch.ones(99, dtype=torch.int32, device="cuda"), size)
+    assert found.shape == (size,)
+    assert "index_add_" in operators.called
+    assert not operators.called & {"histc", "bincount"}
+
+
+def test_a_missing_gradient_takes_no_digit_from_the_counts_of_the_others():
+    many = torch.ones(1).expand(2**24 + 1)
+    found = exponent_counts(Plan.of([many, torch.ones(1)]), [many, None], [0, 1], -48, 15)
+    assert found[0, 3 + 48].item() == 2**24 + 1
+
+
+def test_a_factor_is_not_rounded_to_the_type_of_the_gradient():
+    value = torch.tensor([1.6640625], dtype=torch.bfloat16)  # times 6 / 5: just below 2
+    found = exponent_counts(Plan.of([value]), [value], [0], -48, 15, torch.tensor(6 / 5))
+    assert found[0, 2].item() == 0

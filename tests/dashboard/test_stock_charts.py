@@ -66,6 +66,13 @@ def test_the_address_of_a_run():
     assert Address("logs/x").command == "tensorboard --logdir logs"
 
 
+@pytest.mark.parametrize("folder", ["s3://bucket/runs/version_3", "gs://bucket/runs/version_3/"])
+def test_a_run_in_a_bucket_is_found_under_the_command_that_is_told(folder):
+    address = Address(folder)
+    assert address.command == f"tensorboard --logdir {folder[:2]}://bucket/runs"
+    assert address.tab.endswith("run=version_3")
+
+
 @pytest.mark.parametrize("suffixes", [[""], ["/0", "/1"], [f"/{i}" for i in range(12)]])
 def test_pinned_cards_are_scalars_of_ours_and_no_more_than_it_pins(suffixes):
     parts = urlsplit(Address("logs/x").pinned(suffixes))

@@ -80,6 +80,14 @@ def test_two_norms_are_a_range():
     assert re.match(r"In 2 optimizer steps the gradient norm ran from [\d.]+ to [\d.]+ \(", _summary(Tiny(), steps=2))
 
 
+def test_a_run_without_a_finite_norm_is_summarised_as_that():
+    monitor = GradientMonitor()
+    fit(Tiny(gains=dict.fromkeys(range(20), math.nan)), [monitor])
+    assert "no gradient was finite" in monitor.summary()
+    assert "to 0" not in monitor.summary()
+    assert "12 steps had a gradient that was inf or nan" in monitor.summary()
+
+
 # ---------------------------------------------------------------- which steps
 
 
@@ -133,6 +141,18 @@ def test_a_monitor_that_joins_a_counted_run_counts_on(tmp_path):
     assert text.startswith("In 20 optimizer steps the")
 
 
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+def test_the_counts_outlive_the_callback_that_was_first():
+    gains = {3: math.nan}
+    first = fit(Tiny(gains=gains), [NonFiniteGuard("skip"), ZClip(), GradientMonitor()])
+    first.save_checkpoint("first.ckpt")
+    monitor = GradientMonitor()
+    with pytest.warns(UserWarning, match="NonFiniteGuard"):  # Lightning's, on the state that nobody asks for
+        fit(Tiny(gains=gains), [ZClip(), monitor], 20, ckpt_path="first.ckpt")
+    assert "In 20 optimizer steps" in monitor.summary()
+    assert "1 step had a gradient that was inf or nan, and 1 step was skipped: NonFiniteGuard" in monitor.summary()
+
+
 def test_a_second_fit_that_is_resumed_still_says_which(tmp_path):
     module = Tiny()
     trainer = make_trainer([GradientMonitor(), Saves(tmp_path / "a.ckpt", 12)], 8)
@@ -141,3 +161,9 @@ def test_a_second_fit_that_is_resumed_still_says_which(tmp_path):
     trainer.fit(module)
     text = _summary(Tiny(), steps=20, ckpt_path=tmp_path / "a.ckpt")
     assert text.startswith("In the 12 optimizer steps of this fit the")
+
+
+def test_an_average_over_the_logged_steps_says_so():
+    monitor = GradientMonitor(4)
+    fit(Tiny(), [monitor], gradient_clip_val=0.01, gradient_clip_algorithm="value")
+    assert "on the 3 steps that were seen" in monitor.summary()
