@@ -52,7 +52,7 @@ async function reload(app) {
 }
 
 /** The run and optimizer that the choices mean; those of the first run when the link names one that is gone. */
-export function chosen(app) {
+function chosen(app) {
   const { run, optimizer } = app.state.values;
   const readable = app.runs.filter((one) => one.optimizers.length);
   const about = readable.find((one) => one.run === run) ?? readable[0];

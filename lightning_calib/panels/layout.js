@@ -80,7 +80,7 @@ export function createLayout(app) {
       show([...gone, ...about.problems, ...app.model.problems].join(" "));
       const node = app.state.values.layer ? app.selection.find(app.state.values.layer) : null;
       if (node) app.selection.reveal(node);
-      toolbar.loaded();
+      toolbar.loaded(about);
       draw();
     },
     failed: (error) => show(`Could not load the gradients. ${error.message}`),

@@ -1,6 +1,5 @@
 // Run, optimizer, comparison; back to all steps; export.
 
-import { chosen } from "./app.js";
 import { download } from "./csv.js";
 import { h, replace } from "./dom.js";
 import { readStep } from "./stack.js";
@@ -53,8 +52,8 @@ export function createToolbar(app) {
       save,
       status,
     ),
-    loaded() {
-      const about = chosen(app);
+    /** Another run or optimizer is shown: the one that `about` describes. */
+    loaded(about) {
       const mine = app.runs.find((one) => one.run === about.run);
       fill(
         run,

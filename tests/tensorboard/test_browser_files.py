@@ -1,6 +1,8 @@
 """The front end's files, without a browser: small, connected, and free of what a name could turn into code."""
 
 import re
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,11 @@ FORBIDDEN = re.compile(
     r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|createContextualFragment|\beval\b|new Function"
     r"|new Worker|https?://|\bon[a-z]+=|javascript:|@import"
 )
+
+
+def imported(script: Path) -> set[str]:
+    """The files that a script imports or exports from, by name or as a whole, at the start or when it needs them."""
+    return set(re.findall(r"""\b(?:from|import)\s*\(?\s*["'`]\./([\w.]+)["'`]""", script.read_text()))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -39,9 +46,17 @@ def test_every_script_is_reached_from_the_first() -> None:
     while waiting:
         name = waiting.pop()
         reached.add(name)
-        found = set(re.findall(r"from \"\./([\w.]+)\"", (FOLDER / name).read_text()))
-        waiting += found - reached
+        waiting += imported(FOLDER / name) - reached
     assert reached == {path.name for path in SCRIPTS}
+
+
+def test_no_scripts_import_each_other_in_a_circle() -> None:
+    imports = {path.name: imported(path) for path in SCRIPTS}
+    assert imports["toolbar.js"], "imports are found"
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
 
 
 def test_the_first_exports_what_tensorboard_calls() -> None:
