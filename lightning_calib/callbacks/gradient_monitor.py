@@ -1,14 +1,14 @@
 """Observe gradients, and say what they are like."""
 
+import sys
+from contextlib import suppress
 from typing import Any
 
 import lightning.pytorch as pl
 
 from lightning_calib.callbacks.base import CalibratedCallback
-from lightning_calib.dashboard.event_file import RecordWriter, record_writer
-from lightning_calib.dashboard.recorder import Recorder
 from lightning_calib.fit.messages import say, warn
-from lightning_calib.fit.participant import FitStart, Needs
+from lightning_calib.fit.participant import FitStart, Needs, TabRecorder
 from lightning_calib.fit.session import Session
 from lightning_calib.functional.checks import check_count, check_flag
 from lightning_calib.functional.saved_state import restored
@@ -91,7 +91,7 @@ class GradientMonitor(CalibratedCallback):
 
     def _reset(self) -> None:
         super()._reset()
-        self.recorder: Recorder | None = None
+        self.recorder: TabRecorder | None = None
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Join the session; note whether the Trainer has taken steps of which no count is known."""
@@ -105,6 +105,9 @@ class GradientMonitor(CalibratedCallback):
         writers = _writers(fit.trainer) if self.layers else None
         if writers is None:
             return
+        # Imported here, because it loads a hundred modules of TensorBoard, which only a run with a tab needs.
+        from lightning_calib.dashboard.recorder import Recorder
+
         self.recorder = Recorder(writers, histograms=self.histograms, saved=self._saved, losses=self._losses, warn=warn)
         address = self.recorder.furnish([view.suffix for view in fit.views])
         if address:
@@ -167,11 +170,18 @@ class GradientMonitor(CalibratedCallback):
         return {**super().__getstate__(), "recorder": None}
 
 
-def _writers(trainer: Any) -> list[RecordWriter] | None:
+def _writers(trainer: Any) -> list[Any] | None:
     """The files of this rank's TensorBoard loggers; None where no rank has any. The same on every rank."""
     if trainer is None:
         return None
-    writers = [found for logger in trainer.loggers if (found := record_writer(logger)) is not None]
+    for logger in trainer.loggers:
+        with suppress(Exception):  # somebody else's logger, which will say so itself
+            getattr(logger, "experiment", None)  # opens its file, for which a TensorBoardLogger loads TensorBoard
+    writers: list[Any] = []
+    if "torch.utils.tensorboard" in sys.modules:
+        from lightning_calib.dashboard.event_file import record_writer
+
+        writers = [found for logger in trainer.loggers if (found := record_writer(logger)) is not None]
     wanted = bool(writers)
     if trainer.world_size > 1:
         wanted = bool(trainer.strategy.broadcast(wanted))

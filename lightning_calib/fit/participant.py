@@ -1,6 +1,6 @@
 """What a callback needs of a fit, and its share of every step."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -116,6 +116,9 @@ class FitStart(NamedTuple):
 class TabRecorder(Protocol):
     """The writing side of the "Gradients" tab, as a session drives it. No failure of its own ends a run."""
 
+    def furnish(self, suffixes: Sequence[str]) -> str | None:
+        """Charts and texts for TensorBoard's other tabs; returns how to see it all, in a line."""
+
     def prepare(self, run: OptimizerRun) -> None:
         """Prepare for an optimizer's plan; what the tab remembers goes on."""
 
@@ -141,3 +144,12 @@ class TabRecorder(Protocol):
 
     def write(self, records: Sequence[Any], step: int) -> None:
         """Write records of a row."""
+
+    def summarise(self, run: OptimizerRun, text: str, step: int) -> None:
+        """Add a summary of the run to the events."""
+
+    def finish(self, runs: Iterable[OptimizerRun], step: int) -> None:
+        """The fit is over, or broken off: write what is left."""
+
+    def saved(self, memories: dict[int, OptimizerMemory]) -> dict[str, Any] | None:
+        """For the checkpoint; None where the tab has ended."""
