@@ -19,7 +19,7 @@ from lightning_calib.functional.checks import check_number, message
 from lightning_calib.functional.dtensor import whole
 from lightning_calib.functional.plan import Plan
 from lightning_calib.functional.segments import Segments
-from lightning_calib.schedules.rule import Measurement, Rule
+from lightning_calib.schedules.rule import LearningRateRule, Measurement
 from lightning_calib.steps.gradient_view import GradientView
 from lightning_calib.steps.optimizer_memory import OptimizerMemory
 from lightning_calib.steps.saved_state import Losses, pack, unpack
@@ -36,7 +36,7 @@ _EARLY = {
 class RuleMemory:
     """What a rule remembers of one optimizer: its state, the starting weights, this step's norms."""
 
-    def __init__(self, rule: Rule, plan: Plan) -> None:
+    def __init__(self, rule: LearningRateRule, plan: Plan) -> None:
         self.rule = rule
         self.segments = Segments.of(plan, "group")
         # A param group without parameters has no segment.
@@ -116,9 +116,11 @@ class LearningRateControl(CalibratedCallback):
 
     needs = Needs(scales_rates=True)
 
-    def __init__(self, rule: Rule, min_factor: float = 0.0, max_factor: float = 1.0, name: str | None = None) -> None:
+    def __init__(
+        self, rule: LearningRateRule, min_factor: float = 0.0, max_factor: float = 1.0, name: str | None = None
+    ) -> None:
         super().__init__()
-        if not isinstance(rule, Rule):
+        if not isinstance(rule, LearningRateRule):
             raise TypeError(message("rule", "a learning-rate rule", rule, "Use for instance SpikeBackoff()."))
         check_number("max_factor", max_factor, "Use 1.0, or math.inf for no cap.", 0, float("inf"), ends="(]")
         check_number("min_factor", min_factor, "Use 0.0 for no floor.", 0, max_factor)

@@ -11,7 +11,7 @@ from lightning_calib.dashboard.layer_baseline import DEAD_ROWS, LayerBaseline, a
 from lightning_calib.dashboard.records import Logged
 from lightning_calib.functional.saved_state import ListOf, OrNone, check_saved
 from lightning_calib.report import events
-from lightning_calib.report.detect import WINDOW, Counter, Jumps, Spikes, put_away, take_up
+from lightning_calib.report.detect import WINDOW, Counter, Jumps, Spikes, pack, unpack
 from lightning_calib.report.events import Event, Pause
 from lightning_calib.tensorboard.contract import ABSENT, EVENT_KINDS, GLOBAL_NAMES, STATISTICS
 
@@ -109,8 +109,8 @@ class EventDetector:
             "row": self.row,
             "step": self.step,
             "usual": {key: value.clone() for key, value in self.baseline._asdict().items()},
-            "pauses": {kind: put_away(pause) for kind, pause in self.pauses.items()},
-            **{key: put_away(getattr(self, key)) for key in _DETECTORS},
+            "pauses": {kind: pack(pause) for kind, pause in self.pauses.items()},
+            **{key: pack(getattr(self, key)) for key in _DETECTORS},
         }
 
     def restore(self, saved: Any, names: Sequence[str], key: str = "happenings") -> None:
@@ -124,9 +124,9 @@ class EventDetector:
         fresh = {key: aligned(value, names, self.names, 0) for key, value in saved["usual"].items()}
         self.baseline = LayerBaseline(**fresh)
         for kind, pause in self.pauses.items():
-            take_up(pause, saved["pauses"][kind])
+            unpack(pause, saved["pauses"][kind])
         for key in _DETECTORS:
-            take_up(getattr(self, key), saved[key])
+            unpack(getattr(self, key), saved[key])
 
 
 _DETECTORS = ("spikes", "lr", "lr_effective", "nonfinite", "skipped")

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_calib.schedules.rule import Rule
+from lightning_calib.schedules.rule import LearningRateRule
 
 _KEYS = ("max_lr", "initial_lr", "lr")  # OneCycleLR's peak, the rate before any other schedule, the rate without one
 
@@ -24,7 +24,7 @@ def base_rate(group: Mapping[str, Any]) -> float | None:
     return None if rate is None else float(rate)
 
 
-def doubt_of_rate(rule: Rule, optimizer: Optimizer, max_factor: float) -> str | None:
+def doubt_of_rate(rule: LearningRateRule, optimizer: Optimizer, max_factor: float) -> str | None:
     """What to tell where the rule is meant for another learning rate than the optimizer's; None where it fits."""
     wanted = rule.meant_for
     if wanted is None:

@@ -66,12 +66,12 @@ class Counter:
         return max(0, self.total - before)
 
 
-def put_away(detector: object) -> dict[str, Any]:
+def pack(detector: object) -> dict[str, Any]:
     """A detector's memory, for the checkpoint."""
     return _copy(vars(detector))
 
 
-def take_up(detector: object, saved: dict[str, Any]) -> None:
+def unpack(detector: object, saved: dict[str, Any]) -> None:
     """The same back again; that it is of the same kind has been checked."""
     vars(detector).update(_copy(saved))
 

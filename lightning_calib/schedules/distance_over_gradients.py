@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_calib.functional.checks import check_number
-from lightning_calib.schedules.rule import Measurement, Rule, Setting, required
+from lightning_calib.schedules.rule import LearningRateRule, Measurement, Setting, required
 
 _ROOT_EPS = 1e-4  # the root of the authors' 1e-8, which they add to the sum of squares
 _NOT_PLAIN = ("ASGD", "DAdaptSGD")  # named like SGD, but they set a step length of their own
@@ -22,7 +22,7 @@ class Travelled(NamedTuple):
 
 
 @dataclass(frozen=True)
-class DistanceOverGradients(Rule):
+class DistanceOverGradients(LearningRateRule):
     r"""DoG: the distance from the start, over the root of all squared gradient norms so far. No rate to tune.
 
     For each param group, with weights :math:`x_t`, gradient :math:`g_t` and :math:`r = d\,(1 + \lVert x_0 \rVert)`:

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from lightning_calib.functional.checks import check_number
 from lightning_calib.policies.max_norm import Stateless
-from lightning_calib.schedules.rule import Measurement, Rule
+from lightning_calib.schedules.rule import LearningRateRule, Measurement
 
 
 @dataclass(frozen=True)
-class InverseNorm(Rule):
+class InverseNorm(LearningRateRule):
     r"""Divide the learning rate by the gradient norm, so that plain SGD takes steps of constant length.
 
     With group norm :math:`n`: factor :math:`= c / n`, from the first step on. The update of plain SGD then has the

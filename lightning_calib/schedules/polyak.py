@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_calib.functional.checks import check_count, check_number
-from lightning_calib.schedules.rule import Measurement, Rule, Setting, required
+from lightning_calib.schedules.rule import LearningRateRule, Measurement, Setting, required
 
 _EPS = 1e-8  # the authors' guard against a gradient of zero, added to the squared norm
 
@@ -20,7 +20,7 @@ class PolyakState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Polyak(Rule):
+class Polyak(LearningRateRule):
     r"""The step that would bring the loss to its minimum if the loss were as steep all the way (SPS_max).
 
     With loss :math:`f`, its least value :math:`f^*`, and the gradient :math:`g` of all groups together:

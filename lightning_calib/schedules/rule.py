@@ -43,7 +43,7 @@ class Setting(NamedTuple):
     max_factor: float = inf
 
 
-class Rule(Method):
+class LearningRateRule(Method):
     """From a measurement to factors on the learning rates. A frozen dataclass; its state is a value.
 
     A group that is not observed gets the factor 1 and leaves the state as it is.

@@ -13,14 +13,14 @@ from torch import Tensor
 from lightning_calib.functional.checks import check_number, message, told
 from lightning_calib.functional.judge import Observation, Policy, State
 from lightning_calib.policies.zscore import ZScore
-from lightning_calib.schedules.rule import Measurement, Rule
+from lightning_calib.schedules.rule import LearningRateRule, Measurement
 
 # A factor that reached zero in a long burst of spikes could not recover; from here it takes 142 calm steps at 1.05.
 _LEAST = 2.0**-10
 
 
 @dataclass(frozen=True)
-class SpikeBackoff(Rule):
+class SpikeBackoff(LearningRateRule):
     r"""Multiply the learning rate by ``backoff`` at a spike, then let it recover geometrically.
 
     A policy judges each group's gradient norm :math:`n`, as it would to clip it, with target :math:`t`:

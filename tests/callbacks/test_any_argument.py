@@ -34,7 +34,7 @@ from lightning_calib import (
 )
 from lightning_calib.functional import clip_grad_
 from lightning_calib.functional.judge import Policy
-from lightning_calib.schedules.rule import Measurement, Rule
+from lightning_calib.schedules.rule import LearningRateRule, Measurement
 
 BASE: dict[str, dict[str, Any]] = {
     "GradientValueClip": {"max_value": 1.0},
@@ -96,7 +96,7 @@ def use(thing: Any, argument: str) -> None:
         weight.grad = torch.ones(2)
         _, state = clip_grad_([weight], thing)
         clip_grad_([weight], thing, state)
-    elif isinstance(thing, Rule):
+    elif isinstance(thing, LearningRateRule):
         norms = torch.ones(2)
         row = Measurement(norms, norms > 0, torch.tensor(1.0), norms, norms)
         state = thing.init(norms)

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LearningRateMonitor
 from torch import Tensor
 
-from lightning_calib.schedules.rule import Measurement, Rule
+from lightning_calib.schedules.rule import LearningRateRule, Measurement
 
 
 class Counted(NamedTuple):
@@ -21,7 +21,7 @@ class Counted(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Halves(Rule):
+class Halves(LearningRateRule):
     """Half the rate on some steps, counted by calls."""
 
     first: int = 3
@@ -36,7 +36,7 @@ class Halves(Rule):
 
 
 @dataclass(frozen=True)
-class Always(Rule):
+class Always(LearningRateRule):
     """The same factors on every step: one for all groups, or one each."""
 
     factors: tuple[float, ...] = (1.0,)

@@ -13,9 +13,9 @@ from helpers import gradient_families
 
 from lightning_calib import EMARelative, MaxNorm, Percentile, ZScore
 from lightning_calib.schedules import DistanceOverGradients, InverseNorm, Polyak, SpikeBackoff
-from lightning_calib.schedules.rule import Measurement, Rule
+from lightning_calib.schedules.rule import LearningRateRule, Measurement
 
-RULES: dict[str, tuple[Callable[[], Rule], list[str]]] = {
+RULES: dict[str, tuple[Callable[[], LearningRateRule], list[str]]] = {
     "spike_backoff": (
         lambda: SpikeBackoff(ZScore(warmup_steps=5)),
         ["factors", "policy_seen", "policy_mean", "policy_var"],
@@ -37,7 +37,7 @@ GROUPS = 3
 JUNK = {"zero": 0.0, "nan": math.nan, "inf": math.inf, "minus inf": -math.inf}
 
 
-def measurements(rule: Rule, steps: int = 40, dtype: torch.dtype = torch.float64) -> list[Measurement]:
+def measurements(rule: LearningRateRule, steps: int = 40, dtype: torch.dtype = torch.float64) -> list[Measurement]:
     """Norms with spikes, losses that reach below zero, distances that come and go; only what the rule asks for."""
     generator = torch.Generator().manual_seed(0)
     norms = torch.randn(steps, GROUPS, generator=generator).exp().to(dtype)
@@ -55,7 +55,7 @@ def measurements(rule: Rule, steps: int = 40, dtype: torch.dtype = torch.float64
     ]
 
 
-def play(rule: Rule, rows: list[Measurement]) -> tuple[torch.Tensor, tuple]:
+def play(rule: LearningRateRule, rows: list[Measurement]) -> tuple[torch.Tensor, tuple]:
     state, told = rule.init(rows[0].norms), []
     for row in rows:
         factors, state = rule(row, state)
