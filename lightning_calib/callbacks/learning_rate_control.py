@@ -15,6 +15,7 @@ from lightning_calib.fit.messages import warn
 from lightning_calib.fit.parameter_names import check_name
 from lightning_calib.fit.participant import FitStart, Needs, Row
 from lightning_calib.fit.scalar_row import rates_of
+from lightning_calib.fit.unsupported import refused
 from lightning_calib.functional.checks import check_number, message
 from lightning_calib.functional.dtensor import whole
 from lightning_calib.functional.plan import Plan
@@ -26,11 +27,6 @@ from lightning_calib.steps.saved_state import Losses, pack, unpack
 from lightning_calib.steps.scaled_rates import ScaledRates, with_inner
 from lightning_calib.steps.start_distance import StartDistance
 from lightning_calib.steps.step_record import StepRecord
-
-_EARLY = {
-    "Rprop": "it reads the learning rate before the gradients are known",
-    "ZeroRedundancyOptimizer": "it copies the learning rate before the gradients are known",
-}
 
 
 class RuleMemory:
@@ -130,12 +126,12 @@ class LearningRateControl(CalibratedCallback):
     def start(self, fit: FitStart) -> str | None:
         """Refuse optimizers that read their rate too early, or that the rule does not suit; warn of a doubtful rate."""
         for view in fit.views:
-            names = [kind.__name__ for one in with_inner(view.optimizer) for kind in type(one).__mro__]
-            early = next((f"{name}: {_EARLY[name]}" for name in names if name in _EARLY), None)
+            name, inner = type(view.optimizer).__name__, with_inner(view.optimizer)
+            early = next(filter(None, (refused(one, "rates") for one in inner)), None)
             momentum = max((float(group.get("momentum") or 0.0) for group in view.optimizer.param_groups), default=0.0)
-            reason = f"{early}. Use another optimizer" if early else self.rule.refuses(names[0], momentum)
+            reason = early or self.rule.refuses(name, momentum)
             if reason:
-                raise MisconfigurationException(f"{self.label} cannot control {names[0]}. {reason.rstrip('.')}.")
+                raise MisconfigurationException(f"{self.label} cannot control {name}. {reason.rstrip('.')}.")
             doubt = doubt_of_rate(self.rule, view.optimizer, self.max_factor)
             if doubt:
                 warn(f"{self.label}: {doubt}")

@@ -15,11 +15,11 @@ from torch import cuda
 
 from lightning_calib.fit.messages import say, warn
 from lightning_calib.fit.side_pass import as_if_training, batches
+from lightning_calib.fit.unsupported import refused
 from lightning_calib.functional.batch_norm import Population, tracking
 from lightning_calib.functional.checks import check_count, message
 
 _FORWARD = "Pass `PreciseBatchNorm(forward=...)`, a callable of the module and a batch that only runs the network."
-_UNSUPPORTED = ("DeepSpeedStrategy", "FSDPStrategy")  # parameters are not whole outside the wrapper's own forward
 
 
 class PreciseBatchNorm(Callback):
@@ -85,12 +85,9 @@ class PreciseBatchNorm(Callback):
 
     def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Refuse what cannot be right."""
-        kinds = [kind.__name__ for kind in type(trainer.strategy).__mro__ if kind.__name__ in _UNSUPPORTED]
-        if kinds:
-            _refuse(
-                f"{kinds[0]} is not supported: outside its own forward the parameters are not "
-                "whole. Use FSDP2 (`ModelParallelStrategy`) or DDP."
-            )
+        reason = refused(trainer.strategy, "forward")
+        if reason is not None:
+            _refuse(reason)
         if self.forward is None and not pl_module.automatic_optimization:
             _refuse(f"With manual optimization `training_step` would take optimizer steps. {_FORWARD}")
         if self.forward is None and is_param_in_hook_signature(pl_module.training_step, "dataloader_iter", True):

@@ -1,4 +1,6 @@
-"""Kinds of runs in which gradients cannot be read right: why, and the way out."""
+"""What is refused, strategies, optimizers and ways of stepping: for whom, why, and the way out."""
+
+from typing import Literal, NamedTuple
 
 import lightning.pytorch as pl
 from torch.optim import LBFGS, Optimizer
@@ -6,27 +8,109 @@ from torch.optim import LBFGS, Optimizer
 from lightning_calib.functional.dtensor import why_not
 from lightning_calib.functional.plan import tensors_of
 
-# Strategies whose gradients are shards without a shape, or are not there at all when the hook runs.
-_STRATEGIES = {
-    "DeepSpeedStrategy": (
+Need = Literal["gradients", "steps", "rates", "forward"]
+_KIND, _OWN = "{kind} is not supported", "{own} is not supported"
+
+
+class Refused(NamedTuple):
+    """One row of the table; its sentences begin with ``subject``, and go on with the reason and the remedy.
+
+    Attributes:
+        what: A class, the name of one whose library may not be installed, or a way of stepping.
+        need: What a callback must need to be refused: to read the "gradients" once per step, to see the "steps"
+            themselves, to scale learning "rates" within a step, or a "forward" pass outside training.
+        reason: Why.
+        remedy: The way out.
+        subject: What it is; ``kind`` stands for the class in the table, ``own`` for that of the object.
+    """
+
+    what: type | str
+    need: Need
+    reason: str
+    remedy: str
+    subject: str
+
+    def text(self, **names: str) -> str:
+        """The sentences."""
+        return f"{self.subject.format(**names)}: {self.reason}. {self.remedy}."
+
+
+_NOT_WHOLE = (
+    "outside its own forward the parameters are not whole",
+    "Use FSDP2 (`ModelParallelStrategy`) or DDP",
+)
+_SEVERAL_CLOSURES = (
+    "it evaluates the gradient several times per step, and each call would be judged as a step of its own",
+    "Use another optimizer, a first-order one, or manual optimization with one `optimizer.step()` per gradient",
+)
+_READS_EARLY = "it reads the learning rate before the gradients are known"
+_COPIES_EARLY = "it copies the learning rate before the gradients are known"
+
+REFUSED = (
+    # Strategies
+    Refused(
+        "DeepSpeedStrategy",
+        "gradients",
         "DeepSpeed keeps the gradients to itself, so that the hook sees none",
         "Set `gradient_clipping` in DeepSpeed's own configuration, or use FSDP2 (`ModelParallelStrategy`)",
+        _KIND,
     ),
-    "FSDPStrategy": (
+    Refused(
+        "FSDPStrategy",
+        "gradients",
         "FSDP1 shows each rank a flat shard, whose norms are not the tensors' norms",
         "Use FSDP2 (`ModelParallelStrategy`, with `fully_shard` in `configure_model`), DDP, or in a hook of yours the "
         "root module's own `clip_grad_norm_`",
+        _KIND,
     ),
-}
+    Refused("DeepSpeedStrategy", "forward", *_NOT_WHOLE, _KIND),
+    Refused("FSDPStrategy", "forward", *_NOT_WHOLE, _KIND),
+    # Optimizers
+    Refused(LBFGS, "gradients", *_SEVERAL_CLOSURES, _OWN),
+    Refused("Rprop", "rates", _READS_EARLY, "Use another optimizer", "{kind}"),
+    Refused("ZeroRedundancyOptimizer", "rates", _COPIES_EARLY, "Use another optimizer", "{kind}"),
+    # Ways of stepping
+    Refused("several closures", "gradients", *_SEVERAL_CLOSURES, _OWN),
+    Refused(
+        "no hooks",
+        "steps",
+        "its constructor skips that of `torch.optim.Optimizer`, so `step` runs none of torch's hooks, and what it does "
+        "cannot be seen",
+        "Use the optimizer that it wraps, or call `super().__init__(params, defaults)` in its constructor",
+        _OWN,
+    ),
+    Refused(
+        "past Lightning",
+        "steps",
+        "`self.optimizers(use_pl_optimizer=False)` gives torch's own optimizer, whose step no callback sees",
+        "Use `self.optimizers()`",
+        "An optimizer's step has gone past Lightning",
+    ),
+    Refused(
+        "by another optimizer",
+        "steps",
+        "`on_before_optimizer_step` was not called, so no callback saw the gradient",
+        "Use `optimizer.step()` of `self.optimizers()`, or clip with `lightning_calib.functional.clip_grad_` before "
+        "the inner step",
+        "{own} has stepped the parameters of {known} by itself, as sharpness-aware minimisation by `first_step` and "
+        "`second_step` does",
+    ),
+)
+_TABLE = {(row.what, row.need): row for row in REFUSED}
+
+
+def refused(thing: object, need: Need) -> str | None:
+    """Why a strategy or an optimizer is refused for its class or a base of it; None where it is not."""
+    for kind in type(thing).__mro__:
+        row = _TABLE.get((kind, need)) or _TABLE.get((kind.__name__, need))
+        if row is not None:
+            return row.text(kind=kind.__name__, own=type(thing).__name__)
+    return None
 
 
 def unsupported_strategy(trainer: "pl.Trainer") -> str | None:
     """Why gradients cannot be read under the Trainer's strategy, with the way out; None where they can."""
-    for kind in type(trainer.strategy).__mro__:
-        if kind.__name__ in _STRATEGIES:
-            reason, remedy = _STRATEGIES[kind.__name__]
-            return f"{kind.__name__} is not supported: {reason}. {remedy}."
-    return None
+    return refused(trainer.strategy, "gradients")
 
 
 def unsupported_optimizer(optimizer: Optimizer, *, hooks: bool = True) -> str | None:
@@ -36,15 +120,10 @@ def unsupported_optimizer(optimizer: Optimizer, *, hooks: bool = True) -> str | 
         optimizer: Any.
         hooks: Whether its step has to be seen.
     """
-    if isinstance(optimizer, LBFGS):
-        return several_closures(optimizer)
-    if hooks and not _runs_hooks(optimizer):
-        return (
-            f"{type(optimizer).__name__} is not supported: its constructor skips that of `torch.optim.Optimizer`, so "
-            "`step` runs none of torch's hooks, and what it does cannot be seen. Use the optimizer that it wraps, or "
-            "call `super().__init__(params, defaults)` in its constructor."
-        )
-    return why_not(tensors_of(optimizer))
+    reason = refused(optimizer, "gradients")
+    if reason is None and hooks and not _runs_hooks(optimizer):
+        reason = _TABLE["no hooks", "steps"].text(own=type(optimizer).__name__)
+    return reason or why_not(tensors_of(optimizer))
 
 
 def _runs_hooks(optimizer: Optimizer) -> bool:
@@ -61,23 +140,10 @@ def _runs_hooks(optimizer: Optimizer) -> bool:
 
 def unseen_step(stepped: Optimizer, known: Optimizer) -> str:
     """Why a step that Lightning's hook did not announce cannot be judged, with the way out."""
-    if stepped is known:
-        return (
-            "An optimizer's step has gone past Lightning: `self.optimizers(use_pl_optimizer=False)` gives torch's own "
-            "optimizer, whose step no callback sees. Use `self.optimizers()`."
-        )
-    return (
-        f"{type(stepped).__name__} has stepped the parameters of {type(known).__name__} by itself, as sharpness-aware "
-        "minimisation by `first_step` and `second_step` does: `on_before_optimizer_step` was not called, so no "
-        "callback saw the gradient. Use `optimizer.step()` of `self.optimizers()`, or clip with "
-        "`lightning_calib.functional.clip_grad_` before the inner step."
-    )
+    way = "past Lightning" if stepped is known else "by another optimizer"
+    return _TABLE[way, "steps"].text(own=type(stepped).__name__, known=type(known).__name__)
 
 
 def several_closures(optimizer: Optimizer) -> str:
     """Why an optimizer that evaluates its closure more than once per step cannot be judged, with the way out."""
-    return (
-        f"{type(optimizer).__name__} is not supported: it evaluates the gradient several times per step, and each call "
-        "would be judged as a step of its own. Use another optimizer, a first-order one, or manual "
-        "optimization with one `optimizer.step()` per gradient."
-    )
+    return _TABLE["several closures", "gradients"].text(own=type(optimizer).__name__)
