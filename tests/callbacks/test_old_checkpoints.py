@@ -1,0 +1,152 @@
+"""Checkpoints written before the package was divided into steps, fit, dashboard and incidents still resume.
+
+``tests/fixtures/*.ckpt`` are what commit 1bba2e2 saved in the middle of an epoch: ``window_open`` between two rows,
+with every kind of state; ``row_due`` with two optimizers under a GradScaler, before our callbacks wrote the row of the
+batch. They were written in a checkout of that commit by these lines, the rest being that of this file:
+
+    for name in RUNS:
+        run(name, END, saver=Saves(name))
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from boring import Tiny, TwoNets, different, fit, same_bits, scaled, weights
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from recorded import Recorded
+
+from lightning_calib import (
+    AdaGC,
+    AutoClip,
+    DistanceOverGradients,
+    EMARelative,
+    GradientCentralize,
+    GradientClip,
+    GradientMonitor,
+    GradientNormalize,
+    GradientValueClip,
+    LearningRateControl,
+    NonFiniteGuard,
+    Percentile,
+    Polyak,
+    SpikeBackoff,
+    ZClip,
+)
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch"),
+    pytest.mark.filterwarnings("ignore:.*exists and is not empty.*"),
+    pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint.*:UserWarning"),
+]
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+SGD = partial(torch.optim.SGD, lr=1.0)
+ADAMW = partial(torch.optim.AdamW, lr=1e-2, fused=True)
+END = 16
+STOPS = {"window_open": 9, "row_due": 8}  # batches
+GAINS = {3: math.nan, 6: 50.0, 8: math.nan, 11: 60.0}
+LOSS_SCALE = 2.0**9
+OVERFLOWS = {2: 1e9, 505: 1e9, 6: 20.0, 506: 30.0, 11: 30.0, 510: 1e9}  # from 500 on of the second network
+SPIKES = Percentile(60, window=4, warmup_steps=2)
+
+
+def every() -> list[Any]:
+    """Everything that has a state, and every kind of it."""
+    return [
+        NonFiniteGuard("skip"),
+        LearningRateControl(SpikeBackoff(Percentile(50, window=None, warmup_steps=2)), name="spikes"),
+        LearningRateControl(DistanceOverGradients(), name="distance"),
+        LearningRateControl(Polyak(), name="polyak"),
+        ZClip(2.0, warmup_steps=3),
+        AutoClip(),
+        GradientClip(SPIKES, scope="layer", rules={"*bias": EMARelative(warmup_steps=2)}),
+        GradientClip(SPIKES, dry_run=True, name="dry"),
+        AdaGC(warmup_steps=2),
+        GradientNormalize(EMARelative(warmup_steps=2)),
+        GradientValueClip(0.5),
+        GradientCentralize(),
+        GradientMonitor(5, histograms=True),
+    ]
+
+
+def some() -> list[Any]:
+    """What counts steps, and steps that were not taken."""
+    return [
+        NonFiniteGuard("skip"),
+        LearningRateControl(SpikeBackoff(Percentile(50, warmup_steps=2))),
+        ZClip(2.0, warmup_steps=3),
+        GradientMonitor(2),
+    ]
+
+
+class Saves(Callback):
+    """Writes a checkpoint at the end of a batch, before the callbacks behind it are told that the batch has ended."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        if trainer.fit_loop.epoch_loop._batches_that_stepped + 1 == STOPS[self.name]:
+            trainer.save_checkpoint(f"{self.name}.ckpt")
+
+
+def run(name: str, end: int, saver: Any = None, **kwargs: Any) -> Any:
+    """A fit over so many batches; returns the trainer and the module."""
+    first, logger = [] if saver is None else [saver], TensorBoardLogger("logs", name=None)
+    if name == "window_open":
+        module, steps, callbacks = Tiny(SGD, GAINS), end, every()
+    else:
+        module, steps, callbacks = TwoNets(SGD, ADAMW, OVERFLOWS), 2 * end, some()
+        kwargs["plugins"] = scaled(LOSS_SCALE)
+    return fit(module, [*first, *callbacks], steps, logger=logger, **kwargs), module
+
+
+RUNS = tuple(STOPS)
+
+
+def ends(trainer: Any, module: Any) -> list[Any]:
+    optimizers = [optimizer.state_dict() for optimizer in trainer.optimizers]
+    states = {one.state_key: one.state_dict() for one in trainer.callbacks}
+    return [weights(module), optimizers, states, rows_behind_the_checkpoint(trainer)]
+
+
+def rows_behind_the_checkpoint(trainer: Any) -> list[Any]:
+    found = Recorded(trainer.logger.log_dir).found
+    return [one for one in found if one.step >= min(STOPS.values())]
+
+
+def same_arithmetic(name: str) -> bool:
+    """Whether this machine comes to the checkpoint's weights, bit for bit; another processor need not."""
+    run(name, STOPS[name] + 1, saver=Saves(name))
+    here, there = (torch.load(path / f"{name}.ckpt", weights_only=True)["state_dict"] for path in (Path(), FIXTURES))
+    return all(map(torch.equal, here.values(), there.values()))
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_resumes_from_an_old_checkpoint_and_ends_where_one_that_never_stopped_ends(name, caplog):
+    resumed = ends(*run(name, END, ckpt_path=str(FIXTURES / f"{name}.ckpt")))
+    ours = [record for record in caplog.records if record.name.startswith("lightning_calib")]
+    assert [record.getMessage() for record in ours if record.levelno > logging.INFO] == []
+    straight = ends(*run(name, END))
+    torch.testing.assert_close(resumed[0], straight[0], rtol=1e-3, atol=1e-5)  # any machine
+    if same_arithmetic(name):
+        same_bits(resumed, straight)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_what_an_old_checkpoint_remembers_decides_how_the_run_ends(name):
+    old = torch.load(FIXTURES / f"{name}.ckpt", weights_only=True)
+    torch.save({**old, "callbacks": {}}, "forgetful.ckpt")
+    resumed = ends(*run(name, END, ckpt_path="forgetful.ckpt"))
+    straight = ends(*run(name, END))
+    for one, other in zip((resumed[0], resumed[2], resumed[3]), (straight[0], straight[2], straight[3]), strict=True):
+        with different("the callbacks have forgotten everything"):
+            same_bits(one, other)
