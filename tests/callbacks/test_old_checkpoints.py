@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 import torch
-from boring import Tiny, TwoNets, different, fit, same_bits, scaled, weights
+from helpers.event_files import Recorded
+from helpers.tiny_modules import Tiny, TwoNets, different, fit, same_bits, scaled, weights
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from recorded import Recorded
 
 from lightning_calib import (
     AdaGC,
