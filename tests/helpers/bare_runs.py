@@ -10,12 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_calib.dashboard.recorder import Recorder
 from lightning_calib.fit.participant import Needs, Participant
 from lightning_calib.fit.session import Session
 from lightning_calib.steps.counts import ClipCounts
 from lightning_calib.steps.gradient_view import GradientView
+from lightning_calib.steps.norm_history import NormHistory
 from lightning_calib.steps.optimizer_memory import OptimizerMemory
 from lightning_calib.steps.optimizer_run import OptimizerRun
+from lightning_calib.steps.saved_state import Losses, to_host
 from lightning_calib.steps.step_record import Fired, Phase, StepRecord
 
 SGD = partial(torch.optim.SGD, lr=0.1)
@@ -52,6 +55,13 @@ def judged(run: OptimizerRun, **fields: Any) -> StepRecord:
     norm = run.view.norm() if run.view.has_gradient else None
     plain = {"phase": Phase.JUDGED, "live": True, "logged": True, "norm_before": norm, "norm_left": norm}
     return StepRecord(**{**plain, **fields})
+
+
+def frozen(memory: OptimizerMemory) -> list[Any]:
+    """The bits of now, whatever is written into the memory's tensors later."""
+    clips = {key: to_host(counts._asdict()) for key, counts in memory.clips.items()}
+    norms = None if memory.norms is None else to_host(memory.norms._asdict())
+    return [to_host(memory.steps._asdict()), clips, norms, None if memory.tab is None else memory.tab.saved()]
 
 
 class Clip(Participant):
@@ -94,6 +104,21 @@ class Watches(Participant):
         self.refused.append(reason)
 
 
+class Tab(Watches):
+    """Wants the tab's records, as GradientMonitor does."""
+
+    def __init__(self, writers: Sequence[Any] = (), *, histograms: bool = True, saved: Any = None) -> None:
+        super().__init__()
+        self.told: list[str] = []
+        self.losses = Losses()
+        self.recorder = Recorder(
+            list(writers), histograms=histograms, saved=saved or {}, losses=self.losses, warn=self.told.append
+        )
+
+    def prepare(self, view: GradientView, memory: OptimizerMemory) -> OptimizerMemory:
+        return memory if memory.norms is not None else memory._replace(norms=NormHistory.empty(view.plan))
+
+
 class Foreign:
     """A callback of somebody else's, which multiplies the gradients, or takes them away."""
 
@@ -102,7 +127,7 @@ class Foreign:
 
     def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
         for tensor in (one for group in optimizer.param_groups for one in group["params"]):
-            tensor.grad = None if self.factor is None else tensor.grad * self.factor
+            tensor.grad = None if self.factor is None or tensor.grad is None else tensor.grad * self.factor
 
 
 class BareFit:

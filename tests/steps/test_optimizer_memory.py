@@ -6,13 +6,12 @@ import math
 
 import pytest
 import torch
-from helpers.bare_runs import bare_run
+from helpers.bare_runs import bare_run, frozen
 from helpers.tiny_modules import same_bits
 
 from lightning_calib.steps.counts import ClipCounts
 from lightning_calib.steps.norm_history import NormHistory
 from lightning_calib.steps.optimizer_memory import OptimizerMemory
-from lightning_calib.steps.saved_state import to_host
 from lightning_calib.steps.step_record import Fired, Phase, StepRecord
 
 
@@ -21,7 +20,7 @@ def memory():
     """Of an optimizer that two callbacks clip, in the middle of a window."""
     plan = bare_run().view.plan
     clips = {"A": ClipCounts.empty(), "B": ClipCounts.empty()}
-    empty = OptimizerMemory.empty(plan)._replace(clips=clips, norms=NormHistory.empty(plan), tab="the tab's")
+    empty = OptimizerMemory.empty(plan)._replace(clips=clips, norms=NormHistory.empty(plan))
     return empty.add(step(3.0, A=True, B=False), scaled=False, fused=False)
 
 
@@ -29,13 +28,6 @@ def step(norm, *, phase=Phase.JUDGED, live=True, **fired):
     before = None if norm is None else torch.tensor(norm)
     who = tuple(Fired(key, torch.tensor(reduced)) for key, reduced in fired.items())
     return StepRecord(phase, live=live, norm_before=before, fired=who)
-
-
-def frozen(memory):
-    """The bits of now."""
-    clips = {key: to_host(counts._asdict()) for key, counts in memory.clips.items()}
-    norms = None if memory.norms is None else to_host(memory.norms._asdict())
-    return [to_host(memory.steps._asdict()), clips, norms, memory.tab]
 
 
 def test_nothing_is_known_of_an_optimizer_that_has_not_stepped():
@@ -86,4 +78,4 @@ def test_a_row_ends_the_window_of_everything_that_has_one(memory):
     assert (fresh.steps.window_steps, int(fresh.steps.window_reduced), float(fresh.steps.window_max)) == (0, 0, -1.0)
     assert [(one.window_steps, int(one.window_fired)) for one in fresh.clips.values()] == [(0, 0), (0, 0)]
     assert [(one.steps, int(one.fired)) for one in fresh.clips.values()] == [(1, 1), (1, 0)]
-    assert (fresh.steps.steps, fresh.steps.skipped, fresh.norms.seen, fresh.tab) == (1, 1, 1, "the tab's")
+    assert (fresh.steps.steps, fresh.steps.skipped, fresh.norms.seen) == (1, 1, 1)
