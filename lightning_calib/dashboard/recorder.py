@@ -61,13 +61,15 @@ class Recorder:
         warn: Callable[[str], None],
     ) -> None:
         self.writers, self.counts, self.kept, self.losses, self.warn = writers, histograms, saved, losses, warn
-        self.off = False
+        self.off, self.told = False, False
         self.tables: dict[int, LayerTable] = {}  # by the optimizer's index
         self.last = -1  # step of the last record
 
     def tell_the_end(self, trouble: Exception) -> None:
-        """One warning."""
-        self.warn(f"the dashboard's records end here, training goes on: {trouble!r}")
+        """One warning: records that this rank cannot write have ended, whatever fails after that."""
+        if not self.told:
+            self.told = True
+            self.warn(f"the dashboard's records end here, training goes on: {trouble!r}")
 
     @_ends_only_itself
     def furnish(self, suffixes: Sequence[str]) -> str | None:

@@ -268,3 +268,11 @@ def test_a_writer_that_fails_is_told_once_and_what_is_remembered_goes_on():
     finished = partial(tab.recorder.finish, fit.session.runs.values(), 4)
     finished()
     assert len(tab.told) == 1
+
+
+def test_records_that_have_ended_end_once():
+    fit, tab = fitted(Tab(failing()))
+    broken_tables(tab)
+    fit.batch(1.0)
+    assert tab.recorder.off
+    assert len(tab.told) == 1
