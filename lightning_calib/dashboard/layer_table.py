@@ -149,21 +149,24 @@ class LayerTable:
                 found[module] = ABSENT
         return found
 
-    def numbers(self, record: StepRecord, tab: TabMemory) -> tuple[Tensor, Masks]:
-        """The layers, shape (T, 5), on the device, and which of them mean something; the rest of them is zero."""
+    def masks(self, record: StepRecord, tab: TabMemory) -> Masks:
+        """Which of the numbers mean something."""
+        given_after = (self.given_after or self.given_before) if record.used is not None else []
+        since = list(tab.since) or [False] * len(self.filled)
+        return Masks(self.given_before if record.turn else [], since, given_after)
+
+    def numbers(self, record: StepRecord, tab: TabMemory) -> Tensor:
+        """The layers, shape (T, 5), on the device; zero where a number means nothing."""
         plan = self.view.plan
         nothing = torch.zeros(len(plan.tensors), dtype=plan.wide, device=plan.device)
         columns = [nothing] * len(STATISTICS)
         for column, norms in ((BEFORE, self.before), (PEAK, tab.peak)):
             columns[column] = nothing if norms is None else norms.to(nothing)
-        given_after: list[bool] = []
         if record.used is not None:
             columns[AFTER] = record.used.tensors.to(nothing)
-            given_after = self.given_after or self.given_before
         if record.update is not None:
             columns[WEIGHT], columns[UPDATE] = self._spread(nothing, record.update)
-        since = list(tab.since) or [False] * len(plan.tensors)
-        return torch.stack(columns, dim=1), Masks(self.given_before if record.turn else [], since, given_after)
+        return torch.stack(columns, dim=1)
 
     def _spread(self, nothing: Tensor, moved: WeightUpdate) -> tuple[Tensor, Tensor]:
         """A tensor without elements has no place among the samples."""

@@ -117,8 +117,9 @@ class Recorder:
     @_ends_only_itself
     def collect(self, run: OptimizerRun, memory: OptimizerMemory) -> list[Tensor]:
         """The tensors of one optimizer that a row needs on the host: layers, quantiles and, where due, histograms."""
-        layers, _ = self.tables[run.view.index].numbers(run.record, memory.tab)
-        counts = self.tables[run.view.index].histograms() if run.record.turn else None
+        table = self.tables[run.view.index]
+        layers = table.numbers(run.record, memory.tab)
+        counts = table.histograms() if run.record.turn else None
         nothing = torch.full((len(QUANTILES),), torch.inf)
         quantiles = nothing if memory.norms is None else memory.norms.quantiles_of(*QUANTILES.values())
         return [layers, quantiles, *([] if counts is None else [counts])]
@@ -129,7 +130,7 @@ class Recorder:
     ) -> tuple[list[Record], TabMemory]:
         """The records of a row that is on the host, and what the tab remembers after it. It changes nothing."""
         (layers, quantiles, *counts), view, tab = values, run.view, memory.tab
-        _, masks = self.tables[view.index].numbers(run.record, tab)
+        masks = self.tables[view.index].masks(run.record, tab)
         mine = {_name(tag, view.suffix): value for tag, value in row.items() if tag.endswith(view.suffix)}
         known = dict(zip(QUANTILES, quantiles.nan_to_num(posinf=ABSENT).tolist(), strict=True))
         totals = {name.partition(".")[0]: value for name, value in mine.items()} | mine | known

@@ -130,7 +130,8 @@ def logged(view, gradient=1.0, used=0.5):
 def test_the_numbers_of_a_logged_step(view, memory):
     table, record = logged(view)
     sizes = torch.tensor([6.0, 2.0, 2.0, 1.0], dtype=torch.float64).sqrt()
-    layers, masks = table.numbers(record, memory.add(9 * sizes, ALL))
+    seen = (record, memory.add(9 * sizes, ALL))
+    layers, masks = table.numbers(*seen), table.masks(*seen)
     torch.testing.assert_close(
         layers.T, torch.stack([sizes, sizes / 2, 9 * sizes, torch.full((4,), 10.0), torch.full((4,), 20.0)]).double()
     )
@@ -143,7 +144,8 @@ def test_the_numbers_of_a_logged_step(view, memory):
 
 def test_of_an_optimizer_that_rests_only_the_peak_is_known(view, memory):
     table = LayerTable(view, rows_of(view))
-    layers, masks = table.numbers(StepRecord(), memory.add(torch.ones(4), [True, True, False, True]))
+    seen = (StepRecord(), memory.add(torch.ones(4), [True, True, False, True]))
+    layers, masks = table.numbers(*seen), table.masks(*seen)
     found = layers_of(layers, masks, view.plan, taken=False)
     assert found[:, 2].tolist() == [1.0, 1.0, ABSENT, 1.0]
     assert found[:, [0, 1, 3, 4]].tolist() == [[ABSENT] * 4] * 4
@@ -153,7 +155,8 @@ def test_of_an_optimizer_that_rests_only_the_peak_is_known(view, memory):
 def test_a_row_that_was_logged_before_does_not_show_through(view, memory):
     table, record = logged(view)
     table.forget()
-    layers, masks = table.numbers(record.rest(), memory)
+    seen = (record.rest(), memory)
+    layers, masks = table.numbers(*seen), table.masks(*seen)
     assert not layers.any()
     assert masks == Masks([], [False] * 4, [])
     assert table.histograms() is None
@@ -162,7 +165,7 @@ def test_a_row_that_was_logged_before_does_not_show_through(view, memory):
 def test_where_what_was_used_is_computed_the_same_tensors_have_it(view, memory):
     table, record = logged(view)
     table.given_after = []
-    assert table.numbers(record, memory)[1].after == ALL
+    assert table.masks(record, memory).after == ALL
 
 
 @pytest.mark.parametrize("window_scale", [1.0, 4.0])
@@ -205,7 +208,8 @@ def test_a_tensor_without_elements_is_absent_and_shifts_no_other(memory):
     two = torch.tensor([1.0, 2.0], dtype=torch.float64)
     update = WeightUpdate(two[0], None, two, 10 * two)
     record = judged(bare_run(), used=view.reading(), update=update)
-    layers, masks = table.numbers(record, TabMemory(RecordStream(table.rows)))
+    seen = (record, TabMemory(RecordStream(table.rows)))
+    layers, masks = table.numbers(*seen), table.masks(*seen)
     found = layers_of(layers, masks, view.plan, taken=True)
     assert found[0].tolist() == [ABSENT] * 5
     assert found[1:, 3:].tolist() == [[1.0, 10.0], [2.0, 20.0]]
