@@ -59,7 +59,7 @@ def test_of_large_and_empty_tensors_the_update_is_an_estimate_or_nothing():
 
 def test_the_largest_norm_of_each_tensor_is_kept_and_whether_it_had_a_gradient(memory):
     first = memory.add(torch.tensor([1.0, 0.0, 3.0, 0.0]), [True, False, True, False])
-    second = first.add(torch.tensor([0.5, 2.0, math.nan, 0.0]), [True, True, True, False])
+    second = first.add(torch.tensor([0.0, 2.0, math.nan, 0.0]), [False, True, True, False])
     assert first.peak.tolist() == [1.0, 0.0, 3.0, 0.0]
     torch.testing.assert_close(second.peak, torch.tensor([1.0, 2.0, math.nan, 0.0]), equal_nan=True)
     assert (memory.since, first.since) == ((), (True, False, True, False))

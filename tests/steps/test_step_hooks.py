@@ -45,19 +45,33 @@ class Outer(torch.optim.SGD):
         return super().step(closure)
 
 
-class Frees(torch.optim.SGD):
-    """Lets go of the gradients within its step."""
+class Plain(torch.optim.Optimizer):
+    """One step, and no other inside of it."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
 
     def step(self, closure=None):
-        super().step(closure)
+        if closure is not None:
+            closure()
+        with torch.no_grad():
+            for group in self.param_groups:
+                for tensor in group["params"]:
+                    tensor.sub_(group["lr"] * tensor.grad)
+        self.leave()
+
+
+class Frees(Plain):
+    """Lets go of the gradients within its step."""
+
+    def leave(self):
         self.zero_grad()
 
 
-class Overwrites(torch.optim.SGD):
+class Overwrites(Plain):
     """Leaves something else in the gradients' place."""
 
-    def step(self, closure=None):
-        super().step(closure)
+    def leave(self):
         for group in self.param_groups:
             for tensor in group["params"]:
                 tensor.grad.mul_(100.0)
