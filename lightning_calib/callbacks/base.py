@@ -91,6 +91,12 @@ class CalibratedCallback(Participant, Callback):
             self.refuse(WRAPPED)
             self._off = True
             return
+        keys = [one.state_key for one in ours]
+        twice = next((one for one in ours if keys.count(one.state_key) > 1), None)
+        if twice is not None:  # the Trainer checks those that it is given, not those that join later
+            raise MisconfigurationException(
+                f"`name` must tell callbacks apart: two of them are {twice.label}. Give one of them another name."
+            )
         for optimizer in trainer.optimizers:
             reason = unsupported_optimizer(optimizer)
             for one in ours if reason is not None else ():
@@ -103,6 +109,7 @@ class CalibratedCallback(Participant, Callback):
         kept = [(one._saved, one._losses) for one in ours]
         for run in session.runs.values():
             run.memory = run.memory._replace(steps=run.memory.steps.restored(kept, run.view.index))
+        session.ready = True
         session.attach()
         say(start_line(trainer, session.facts, ours, [note for note in notes if note]))
         warn_of_two_clippers(session.facts, ours)
@@ -166,11 +173,11 @@ class CalibratedCallback(Participant, Callback):
         try:
             for one in ours:
                 one.finish()
-            for one in ours:
+            for one in ours if session.ready else ():
                 one._saved = one.state_dict()
         finally:
             for one in ours:
-                one._session, one._own = None, {}
+                one._session, one._own, one.recorder = None, {}, None
 
     # Checkpoints
 
@@ -184,8 +191,10 @@ class CalibratedCallback(Participant, Callback):
         key, old = f"optimizers.{view.index}", self._own.get(view.index)
         saved = self._saved_of(view.index) if old is None else old.saved()
         own = self.lay(view)
-        if self.needs.clips and self.judges(own) and self.state_key not in memory.clips:
-            memory = memory._replace(clips={**memory.clips, self.state_key: self._counts(view, saved, key)})
+        if self.needs.clips:
+            others = {name: counts for name, counts in memory.clips.items() if name != self.state_key}
+            counts = memory.clips.get(self.state_key) or self._counts(view, saved if old is None else None, key)
+            memory = memory._replace(clips={**others, self.state_key: counts} if self.judges(own) else others)
         if own is not None and saved is not None and not own.restore(saved, key, self._losses):
             warn(f"{self.label}: the saved state is of other parameters or another method; it starts afresh.")
         self._own[view.index] = own
@@ -211,7 +220,8 @@ class CalibratedCallback(Participant, Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Builtins and CPU tensors only: it loads with ``weights_only=True`` and without this package."""
-        if self._session is None and self._fabric is None:
+        ready = self._session.ready if self._session is not None else self._fabric is not None
+        if not ready:
             return {"version": VERSION, **self._saved}
         memories = self._session.memories_to_save() if self._session is not None else self._fabric_memories()
         own = {str(i): self.remembered(i, memory) for i, memory in memories.items() if i in self._own}

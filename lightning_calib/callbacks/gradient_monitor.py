@@ -85,12 +85,16 @@ class GradientMonitor(CalibratedCallback):
         check_flag("layers", layers, "Use True for the dashboard, False for scalars only.")
         check_flag("histograms", histograms, "Use True to count magnitudes every tenth row.")
         self.every_n_steps, self.layers, self.histograms = every_n_steps, layers, histograms
-        self.needs = Needs(acts=False, full_row=True, every_n_steps=every_n_steps)
-        self._facts: list[Facts] = []
-        self._earlier = False
+
+    @property
+    def needs(self) -> Needs:  # type: ignore[override]  # of its arguments, which may be set until a fit begins
+        """It observes, and wants the whole row."""
+        return Needs(acts=False, full_row=True, every_n_steps=self.every_n_steps)
 
     def _reset(self) -> None:
         super()._reset()
+        self._facts: list[Facts] = []
+        self._earlier = False
         self.recorder: TabRecorder | None = None
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -161,7 +165,7 @@ class GradientMonitor(CalibratedCallback):
     def state_dict(self) -> dict[str, Any]:
         """With what the tab remembers."""
         state = super().state_dict() | ({"earlier": True} if self._earlier else {})
-        if self._session is None or self.recorder is None:
+        if self._session is None or not self._session.ready or self.recorder is None:
             return state
         return {**state, "dashboard": self.recorder.saved(self._session.memories_to_save())}
 

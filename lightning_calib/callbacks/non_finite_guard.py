@@ -163,7 +163,10 @@ class NonFiniteGuard(CalibratedCallback):
             self._warn_of_scaler(log, scale)
             routine = not found.lost and scale >= 1
         if not routine:
-            record = record._replace(incident=self._report(session, view, found, bad, scale))
+            incident, fatal = self._report(session, view, found, bad, scale)
+            record = record._replace(incident=incident, fatal=fatal)
+            if fatal is not None:
+                return record
         elif self.action == "skip":
             self._backup.put_back()
         if self.action == "skip":
@@ -177,8 +180,8 @@ class NonFiniteGuard(CalibratedCallback):
 
     def _report(
         self, session: Session, view: GradientView, found: Culprit, bad: Sequence[Bad], scale: float | None
-    ) -> tuple[int, str, str]:
-        """Say what was found, save the evidence, and give up if it is enough; returns it for the tab."""
+    ) -> tuple[tuple[int, str, str], NonFiniteGradientError | None]:
+        """Say what was found and save the evidence; returns it for the tab, and what ends the run if it is enough."""
         log, trainer = self._own[view.index], session.trainer
         log.incident()
         limit = self._limit(log)
@@ -201,9 +204,8 @@ class NonFiniteGuard(CalibratedCallback):
         log.remember(text)
         if log.loud:
             warn(f"{text} {saved}".strip())
-        if limit:
-            raise NonFiniteGradientError(hopeless(limit, log.last, trainer.precision))
-        return session.step, deepest.name, text
+        fatal = NonFiniteGradientError(hopeless(limit, log.last, trainer.precision)) if limit else None
+        return (session.step, deepest.name, text), fatal
 
     def _limit(self, log: IncidentLog) -> str:
         """Why the run ends here; empty if it does not."""

@@ -173,7 +173,7 @@ class Recorder:
     @_ends_only_itself
     def finish(self, runs: Iterable[OptimizerRun], step: int) -> None:
         """The fit is over, or broken off: write what waits for more rows, and keep it for a run that resumes."""
-        for run in runs:
+        for run in (run for run in runs if run.memory.tab is not None):  # training may break off before it is prepared
             tab = run.memory.tab
             self.write(*tab.stream.unfinished())
             records, stream = tab.stream.flushed()

@@ -34,6 +34,7 @@ class Session:
         self.facts = FitFacts.of(trainer, module, participants)
         self.recorder: TabRecorder | None = None  # GradientMonitor's, where there is a tab
         self.backwards = 0
+        self.ready = False  # every callback is prepared, and has taken up what was saved
         self.watched = WatchedOptimizers(trainer, module, participants, self.facts)
         self.runs, self.attach, self.detach = self.watched.runs, self.watched.attach, self.watched.detach
 
@@ -96,7 +97,7 @@ class Session:
         if run.record.turn and automatic:  # a batch takes one step, and has not ended
             self.watched.refuse(run, several_closures(view.optimizer))
             return
-        run.memory = run.memory.end_step(run.record)
+        run.memory, run.record = run.memory.end_step(run.record), StepRecord()
         passes, run.backwards = self.backwards - run.backwards, self.backwards
         scale = window_scale(self.trainer, passes) if automatic else 1.0
         run.rates.lapse()
@@ -119,12 +120,22 @@ class Session:
                 self.recorder.begin_step(run)
             for one in self.inspecting:
                 run.record = one.inspect(view, run.record)
+                self._raise_fatal(run)
 
     def _look_again(self, run: OptimizerRun) -> None:
         run.view.look_again()
         run.record = run.record._replace(live=run.view.has_gradient)
         for one in self.participants if run.record.live else ():
             run.record = one.inspect_again(run.view, run.record)
+            self._raise_fatal(run)
+
+    def _raise_fatal(self, run: OptimizerRun) -> None:
+        """A callback ends the run: what it has found is kept for the tab first."""
+        if run.record.fatal is None:
+            return
+        if self.recorder is not None:
+            self.recorder.end_step(run)
+        raise run.record.fatal
 
     def _close(self, run: OptimizerRun) -> None:
         """End of our part of the step: count it, and prepare to see what the optimizer makes of it."""
@@ -182,6 +193,7 @@ class Session:
         for run in self.runs.values():
             run.memory = closed.memories.get(run.view.index, run.memory.end_step(run.record))
             run.record = run.record.rest()
+            self.watched.hooks[id(run.view.optimizer)].forget()
         if closed.values:
             closed.write(self.trainer, self.recorder, self.step)
 

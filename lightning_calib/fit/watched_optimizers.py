@@ -72,6 +72,7 @@ class WatchedOptimizers:
         """Nothing right can be said of this optimizer from here on: acting callbacks raise, the others fall silent."""
         self.refused.add(run.view.index)
         run.record = StepRecord()
+        self.hooks[id(run.view.optimizer)].forget()
         for one in self.participants:
             one.refuse(reason)
 

@@ -121,7 +121,7 @@ class ClipCounts(NamedTuple):
         return ClipCounts(0, zero, 0, zero)
 
     def add(self, fired: Tensor | None) -> "ClipCounts":
-        """ClipCounts one step; ``fired`` is a 0-d bool, None where the step was not judged."""
+        """Count one step; ``fired`` is a 0-d bool, None where the step was not judged."""
         count = 0 if fired is None else fired
         return ClipCounts(self.window_steps + 1, self.window_fired + count, self.steps + 1, self.fired + count)
 

@@ -69,6 +69,10 @@ class StepHooks:
         if self.weights:
             self._attempt(_UPDATE, self._copy_weights)
 
+    def forget(self) -> None:
+        """The step is over, or nothing is to be said of it."""
+        self.sample = None
+
     def _before_step(self) -> None:
         # Without a GradScaler this comes before the backward pass and finds nothing to do. With one it comes
         # when everybody has had the gradients: the best moment to read them.

@@ -90,6 +90,7 @@ class StepRecord(NamedTuple):
         kept: What everybody left, where it can be computed.
         overflow: What the guard found, on a step that it found to be bad.
         incident: Step, tensor and sentence of an incident, for the tab.
+        fatal: What ends the run, when the incident has been kept.
         used: The norms that the optimizer used, of logged steps; None where they cannot be known.
         norm_used: Their total, 0-d.
         update: How far the step moved the weights, of logged steps.
@@ -106,6 +107,7 @@ class StepRecord(NamedTuple):
     kept: Kept | None = None
     overflow: Overflow | None = None
     incident: tuple[int, str, str] | None = None
+    fatal: Exception | None = None
     used: Reading | None = None
     norm_used: Tensor | None = None
     update: WeightUpdate | None = None
