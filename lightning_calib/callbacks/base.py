@@ -177,7 +177,9 @@ class CalibratedCallback(Participant, Callback):
                 one._saved = one.state_dict()
         finally:
             for one in ours:
-                one._session, one._own, one.recorder = None, {}, None
+                one._session, one._own = None, {}
+                if one.recorder is not None:
+                    one.recorder = None  # it knows the module and its gradients
 
     # Checkpoints
 
