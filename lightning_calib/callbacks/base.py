@@ -1,6 +1,6 @@
 """The shared base: how a callback follows Lightning's hooks, and what it keeps in a checkpoint."""
 
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
@@ -18,19 +18,9 @@ from lightning_calib.functional.saved_state import check_saved, entry, restored
 from lightning_calib.steps.counts import ClipCounts
 from lightning_calib.steps.gradient_view import GradientView
 from lightning_calib.steps.optimizer_memory import OptimizerMemory
-from lightning_calib.steps.saved_state import Losses, of_optimizer, to_host
+from lightning_calib.steps.saved_state import Losses, MethodMemory, of_optimizer, to_host
 
 VERSION = 1
-
-
-class MethodMemory(Protocol):
-    """What a callback's own method remembers of one optimizer."""
-
-    def saved(self) -> dict[str, Any]:
-        """For the checkpoint."""
-
-    def restore(self, saved: dict[str, Any], key: str, losses: Losses) -> bool:
-        """Take up what was saved; False if it is of other parameters or of another method."""
 
 
 class CalibratedCallback(Participant, Callback):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -84,3 +84,13 @@ class Losses:
         return (
             damage and f"{label}: its saved state is damaged: {damage}. What is lost starts afresh, the rest is kept."
         )
+
+
+class MethodMemory(Protocol):
+    """What a callback's own method remembers of one optimizer."""
+
+    def saved(self) -> dict[str, Any]:
+        """For the checkpoint."""
+
+    def restore(self, saved: dict[str, Any], key: str, losses: Losses) -> bool:
+        """Take up what was saved; False if it is of other parameters or of another method."""
