@@ -212,20 +212,20 @@ class CalibratedCallback(Participant, Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Builtins and CPU tensors only: it loads with ``weights_only=True`` and without this package."""
-        ready = self._session.ready if self._session is not None else self._fabric is not None
-        if not ready:
+        host = self._session or self._fabric
+        if host is None or not host.ready:
             return {"version": VERSION, **self._saved}
-        memories = self._session.memories_to_save() if self._session is not None else self._fabric_memories()
+        memories = host.memories_to_save()
         own = {str(i): self.remembered(i, memory) for i, memory in memories.items() if i in self._own}
         if self._session is None:
             return {"version": VERSION, "optimizers": own}
         # Each of ours keeps the shared counts, so that they outlive the removal of any other.
         steps = {str(index): to_host(memory.steps._asdict()) for index, memory in memories.items()}
-        return {"version": VERSION, "optimizers": own, "tally": steps}
+        return {"version": VERSION, "optimizers": own, "tally": steps, **self.more_state(memories)}
 
-    def _fabric_memories(self) -> dict[int, OptimizerMemory]:
-        runs = self._fabric.runs.values() if self._fabric is not None else ()
-        return {run.view.index: run.memory for run in runs}
+    def more_state(self, memories: dict[int, OptimizerMemory]) -> dict[str, Any]:
+        """What else goes into the checkpoint of a callback in a session."""
+        return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the optimizers exist."""

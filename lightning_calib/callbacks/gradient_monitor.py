@@ -162,12 +162,10 @@ class GradientMonitor(CalibratedCallback):
             if recorder is not None:
                 recorder.finish(session.runs.values(), session.step)
 
-    def state_dict(self) -> dict[str, Any]:
-        """With what the tab remembers."""
-        state = super().state_dict() | ({"earlier": True} if self._earlier else {})
-        if self._session is None or not self._session.ready or self.recorder is None:
-            return state
-        return {**state, "dashboard": self.recorder.saved(self._session.memories_to_save())}
+    def more_state(self, memories: dict[int, OptimizerMemory]) -> dict[str, Any]:
+        """What the tab remembers, and whether the Trainer had taken steps before."""
+        earlier = {"earlier": True} if self._earlier else {}
+        return earlier if self.recorder is None else {**earlier, "dashboard": self.recorder.saved(memories)}
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the open files."""

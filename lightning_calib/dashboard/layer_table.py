@@ -69,7 +69,9 @@ class TabMemory(NamedTuple):
     def add(self, norms: Tensor, given: Sequence[bool]) -> "TabMemory":
         """Take in a step: the tensors' norms, and which of them had a gradient."""
         peak = norms if self.peak is None else torch.maximum(self.peak, norms)
-        since = tuple(a or b for a, b in zip(self.since, given, strict=True)) if self.since else tuple(given)
+        since = tuple(given)
+        if self.since and given is not self.since:
+            since = tuple(a or b for a, b in zip(self.since, given, strict=True))
         return self._replace(peak=peak, since=since)
 
     def add_incident(self, incident: tuple[int, str, str]) -> "TabMemory":

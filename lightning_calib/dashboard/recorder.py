@@ -99,7 +99,8 @@ class Recorder:
     def begin_step(self, run: OptimizerRun) -> None:
         """A step begins, and nobody has acted yet."""
         table, tab = self.tables[run.view.index], run.memory.tab
-        run.memory = run.memory._replace(tab=tab.add(run.view.reading().tensors, table.given()))
+        given = tab.since if tab.since and all(tab.since) else table.given()  # nothing can be added to all of them
+        run.memory = run.memory._replace(tab=tab.add(run.view.reading().tensors, given))
         if run.record.logged:
             table.see_logged(histograms=self.counts and tab.stream.histogram_due)
 

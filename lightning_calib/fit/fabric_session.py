@@ -12,6 +12,7 @@ from lightning_calib.fit.trainer_facts import LIGHTNING, overrides
 from lightning_calib.fit.unsupported import unsupported_optimizer, unsupported_strategy
 from lightning_calib.steps.gradient_view import GradientView
 from lightning_calib.steps.optimizer_facts import TrainerClip, scale_within
+from lightning_calib.steps.optimizer_memory import OptimizerMemory
 from lightning_calib.steps.optimizer_run import OptimizerRun
 from lightning_calib.steps.step_record import Phase, StepRecord
 
@@ -39,6 +40,7 @@ class FabricSession:
         self.callback, self.module = callback, _unwrapped(module)
         self.scaler = getattr(fabric.strategy.precision, "scaler", None)
         self.runs: dict[int, OptimizerRun] = {}
+        self.ready = True  # there is nobody to wait for
 
     def turn(self, optimizer: Optimizer) -> None:
         """Judge and rescale this step's gradients."""
@@ -52,6 +54,10 @@ class FabricSession:
         if run.view.has_gradient:
             run.record = self.callback.act(run.view, StepRecord(Phase.JUDGED, live=True))
             run.memory = run.memory.add_clips(run.record)
+
+    def memories_to_save(self) -> dict[int, OptimizerMemory]:
+        """By index."""
+        return {run.view.index: run.memory for run in self.runs.values()}
 
     def _add(self, optimizer: Optimizer) -> OptimizerRun:
         reason = unsupported_optimizer(optimizer, hooks=False)
