@@ -26,8 +26,8 @@ VERSION = 1
 class CalibratedCallback(Participant, Callback):
     """A callback that takes part in a session, which all of ours share.
 
-    A kind of callback declares its `needs` and fills in what `Participant` names. What its own method remembers of an
-    optimizer it makes in `lay`; it is found in ``self._own[index]`` and saved with the rest.
+    A kind of callback declares its `_needs` and fills in what `Participant` names. What its own method remembers of an
+    optimizer it makes in `_lay`; it is found in ``self._own[index]`` and saved with the rest.
     """
 
     name: str | None = None
@@ -45,18 +45,18 @@ class CalibratedCallback(Participant, Callback):
         self._losses = Losses()
 
     @property
-    def label(self) -> str:
+    def _label(self) -> str:
         """How sentences call it."""
         return f"{type(self).__name__}({self.name})" if self.name else type(self).__name__
 
-    def lay(self, view: GradientView) -> MethodMemory | None:
+    def _lay(self, view: GradientView) -> MethodMemory | None:
         """What its method remembers of an optimizer, fresh; None for nothing."""
 
-    def judges(self, own: Any) -> bool:
+    def _judges(self, own: Any) -> bool:
         """Whether its rules leave it anything to do with the optimizer of which it remembers this."""
         return True
 
-    def finish(self) -> None:
+    def _finish(self) -> None:
         """The fit is over, or broken off."""
 
     # Lightning's hooks, the same for all
@@ -68,7 +68,7 @@ class CalibratedCallback(Participant, Callback):
         self._reset()
         reason = unsupported_strategy(trainer)
         if reason is not None:
-            self.refuse(reason)
+            self._refuse(reason)
             self._off = True
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -78,23 +78,23 @@ class CalibratedCallback(Participant, Callback):
         # By the type, not by `isinstance`: a proxy says that it is an instance, and is not the callback itself.
         ours = [one for one in trainer.callbacks if issubclass(type(one), CalibratedCallback) and not one._off]  # type: ignore[attr-defined]
         if all(one is not self for one in ours):
-            self.refuse(WRAPPED)
+            self._refuse(WRAPPED)
             self._off = True
             return
         keys = [one.state_key for one in ours]
         twice = next((one for one in ours if keys.count(one.state_key) > 1), None)
         if twice is not None:  # the Trainer checks those that it is given, not those that join later
             raise MisconfigurationException(
-                f"`name` must tell callbacks apart: two of them are {twice.label}. Give one of them another name."
+                f"`name` must tell callbacks apart: two of them are {twice._label}. Give one of them another name."
             )
         for optimizer in trainer.optimizers:
             reason = unsupported_optimizer(optimizer)
             for one in ours if reason is not None else ():
-                one.refuse(str(reason))
+                one._refuse(str(reason))
         session, notes = Session(trainer, pl_module, ours), []
         for one in ours:
             one._session = session
-            notes.append(one.start(session.start()))
+            notes.append(one._start(session.start()))
         session.prepare_all()
         kept = [(one._saved, one._losses) for one in ours]
         for run in session.runs.values():
@@ -106,11 +106,11 @@ class CalibratedCallback(Participant, Callback):
         for one in ours:
             one._warn_of_losses()
 
-    def refuse(self, reason: str) -> None:
+    def _refuse(self, reason: str) -> None:
         """Raise if it acts; else say why it stays silent."""
-        if self.needs.acts:
-            raise MisconfigurationException(f"{self.label} cannot act here. {reason}")
-        warn(f"{self.label} stays silent. {reason}")
+        if self._needs.acts:
+            raise MisconfigurationException(f"{self._label} cannot act here. {reason}")
+        warn(f"{self._label} stays silent. {reason}")
 
     def on_after_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Note that there are new gradients."""
@@ -147,7 +147,7 @@ class CalibratedCallback(Participant, Callback):
         try:
             self._leave()
         except Exception as trouble:
-            warn(f"{self.label} could not keep what it knew when training broke off: {trouble!r}")
+            warn(f"{self._label} could not keep what it knew when training broke off: {trouble!r}")
 
     def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         """Leave the session, if that has not happened yet."""
@@ -162,14 +162,14 @@ class CalibratedCallback(Participant, Callback):
         ours = [one for one in session.participants if isinstance(one, CalibratedCallback)]
         try:
             for one in ours:
-                one.finish()
+                one._finish()
             for one in ours if session.ready else ():
                 one._saved = one.state_dict()
         finally:
             for one in ours:
                 one._session, one._own = None, {}
-                if one.recorder is not None:
-                    one.recorder = None  # it knows the module and its gradients
+                if one._recorder is not None:
+                    one._recorder = None  # it knows the module and its gradients
 
     # Checkpoints
 
@@ -178,17 +178,17 @@ class CalibratedCallback(Participant, Callback):
         """The class, and the name where one was given: two callbacks of a class need two names."""
         return f"{type(self).__qualname__}.{self.name}" if self.name else type(self).__qualname__
 
-    def prepare(self, view: GradientView, memory: OptimizerMemory) -> OptimizerMemory:
+    def _prepare(self, view: GradientView, memory: OptimizerMemory) -> OptimizerMemory:
         """Prepare for an optimizer's plan: take up what the plan before, or a checkpoint, has left."""
         key, old = f"optimizers.{view.index}", self._own.get(view.index)
         saved = self._saved_of(view.index) if old is None else old.saved()
-        own = self.lay(view)
-        if self.needs.clips:
+        own = self._lay(view)
+        if self._needs.clips:
             others = {name: counts for name, counts in memory.clips.items() if name != self.state_key}
             counts = memory.clips.get(self.state_key) or self._counts(view, saved if old is None else None, key)
-            memory = memory._replace(clips={**others, self.state_key: counts} if self.judges(own) else others)
+            memory = memory._replace(clips={**others, self.state_key: counts} if self._judges(own) else others)
         if own is not None and saved is not None and not own.restore(saved, key, self._losses):
-            warn(f"{self.label}: the saved state is of other parameters or another method; it starts afresh.")
+            warn(f"{self._label}: the saved state is of other parameters or another method; it starts afresh.")
         self._own[view.index] = own
         return memory
 
@@ -203,11 +203,11 @@ class CalibratedCallback(Participant, Callback):
             return counts if saved is None else restored(entry(saved, "count", key), counts, f"{key}.count")
         return counts
 
-    def remembered(self, index: int, memory: OptimizerMemory) -> dict[str, Any]:
+    def _remembered(self, index: int, memory: OptimizerMemory) -> dict[str, Any]:
         """What a checkpoint holds of one optimizer, beside the counts of steps."""
         own = self._own.get(index)
         counted = memory.clips.get(self.state_key, ClipCounts.empty())
-        counts = {"count": to_host(counted._asdict())} if self.needs.clips else {}
+        counts = {"count": to_host(counted._asdict())} if self._needs.clips else {}
         return {**(own.saved() if own is not None else {}), **counts}
 
     def state_dict(self) -> dict[str, Any]:
@@ -216,14 +216,14 @@ class CalibratedCallback(Participant, Callback):
         if host is None or not host.ready:
             return {"version": VERSION, **self._saved}
         memories = host.memories_to_save()
-        own = {str(i): self.remembered(i, memory) for i, memory in memories.items() if i in self._own}
+        own = {str(i): self._remembered(i, memory) for i, memory in memories.items() if i in self._own}
         if self._session is None:
             return {"version": VERSION, "optimizers": own}
         # Each of ours keeps the shared counts, so that they outlive the removal of any other.
         steps = {str(index): to_host(memory.steps._asdict()) for index, memory in memories.items()}
-        return {"version": VERSION, "optimizers": own, "tally": steps, **self.more_state(memories)}
+        return {"version": VERSION, "optimizers": own, "tally": steps, **self._more_state(memories)}
 
-    def more_state(self, memories: dict[int, OptimizerMemory]) -> dict[str, Any]:
+    def _more_state(self, memories: dict[int, OptimizerMemory]) -> dict[str, Any]:
         """What else goes into the checkpoint of a callback in a session."""
         return {}
 
@@ -236,10 +236,10 @@ class CalibratedCallback(Participant, Callback):
             if found == VERSION:
                 self._saved = dict(state_dict)
             else:
-                warn(f"{self.label}: a state of version {found} cannot be read; starting afresh.")
+                warn(f"{self._label}: a state of version {found} cannot be read; starting afresh.")
 
     def _warn_of_losses(self) -> None:
-        sentence = self._losses.sentence(self.label)
+        sentence = self._losses.sentence(self._label)
         if sentence:
             warn(sentence)
 

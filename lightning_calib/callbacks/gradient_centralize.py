@@ -35,22 +35,22 @@ class GradientCentralize(CalibratedCallback):
         Equation 1.
     """
 
-    needs = Needs(rereads="gradients are read again behind GradientCentralize", fabric=True)
+    _needs = Needs(rereads="gradients are read again behind GradientCentralize", fabric=True)
 
     def _reset(self) -> None:
         super()._reset()
         self._members: dict[int, list[int]] = {}  # by the optimizer's index: positions in its plan
 
-    def start(self, fit: FitStart) -> None:
+    def _start(self, fit: FitStart) -> None:
         """Find the embedding tables: their rows are not output units."""
         self._tables = _embedding_weights(fit.module)
 
-    def lay(self, view: GradientView) -> None:
+    def _lay(self, view: GradientView) -> None:
         """Choose the tensors."""
         tensors = enumerate(view.plan.tensors)
         self._members[view.index] = [i for i, one in tensors if one.ndim > 1 and id(one) not in self._tables]
 
-    def act(self, view: GradientView, record: StepRecord) -> StepRecord:
+    def _act(self, view: GradientView, record: StepRecord) -> StepRecord:
         """Centralise them; the norms change, so they must be read again."""
         view.unscale()
         centralize_all_(view.plan, self._members[view.index])

@@ -87,7 +87,7 @@ class GradientMonitor(CalibratedCallback):
         self.every_n_steps, self.layers, self.histograms = every_n_steps, layers, histograms
 
     @property
-    def needs(self) -> Needs:  # type: ignore[override]  # of its arguments, which may be set until a fit begins
+    def _needs(self) -> Needs:  # type: ignore[override]  # of its arguments, which may be set until a fit begins
         """It observes, and wants the whole row."""
         return Needs(acts=False, full_row=True, every_n_steps=self.every_n_steps)
 
@@ -95,7 +95,7 @@ class GradientMonitor(CalibratedCallback):
         super()._reset()
         self._facts: list[Facts] = []
         self._earlier = False
-        self.recorder: TabRecorder | None = None
+        self._recorder: TabRecorder | None = None
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Join the session; note whether the Trainer has taken steps of which no count is known."""
@@ -104,7 +104,7 @@ class GradientMonitor(CalibratedCallback):
             counted = any(run.memory.steps.steps for run in self._session.runs.values())
             self._earlier = self._saved.get("earlier") is True or (trainer.global_step > 0 and not counted)
 
-    def start(self, fit: FitStart) -> None:
+    def _start(self, fit: FitStart) -> None:
         """Open the tab's records, if a logger is TensorBoard's."""
         writers = _writers(fit.trainer) if self.layers else None
         if writers is None:
@@ -112,12 +112,14 @@ class GradientMonitor(CalibratedCallback):
         # Imported here, because it loads a hundred modules of TensorBoard, which only a run with a tab needs.
         from lightning_calib.dashboard.recorder import Recorder
 
-        self.recorder = Recorder(writers, histograms=self.histograms, saved=self._saved, losses=self._losses, warn=warn)
-        address = self.recorder.furnish([view.suffix for view in fit.views])
+        self._recorder = Recorder(
+            writers, histograms=self.histograms, saved=self._saved, losses=self._losses, warn=warn
+        )
+        address = self._recorder.furnish([view.suffix for view in fit.views])
         if address:
             say(address)
 
-    def prepare(self, view: GradientView, memory: OptimizerMemory) -> OptimizerMemory:
+    def _prepare(self, view: GradientView, memory: OptimizerMemory) -> OptimizerMemory:
         """Take up the norms seen so far."""
         if memory.norms is not None:
             return memory
@@ -127,7 +129,7 @@ class GradientMonitor(CalibratedCallback):
         self._own[view.index] = None
         return memory._replace(norms=norms)
 
-    def remembered(self, index: int, memory: OptimizerMemory) -> dict[str, Any]:
+    def _remembered(self, index: int, memory: OptimizerMemory) -> dict[str, Any]:
         """The norms of the run."""
         return to_host(memory.norms._asdict()) if memory.norms is not None else {}
 
@@ -142,16 +144,16 @@ class GradientMonitor(CalibratedCallback):
 
     def _record_summary(self, text: str) -> None:
         run = next(iter(self._session.runs.values()), None) if self._session is not None else None
-        if self._session is not None and run is not None and self.recorder is not None:
-            self.recorder.summarise(run, text, max(0, self._session.step - 1))
+        if self._session is not None and run is not None and self._recorder is not None:
+            self._recorder.summarise(run, text, max(0, self._session.step - 1))
 
     def summary(self) -> str:
         """What the gradients of this fit were like so far, and what to change: at most three sentences."""
         return summarise(_facts(self._session, earlier=self._earlier) if self._session is not None else self._facts)
 
-    def finish(self) -> None:
+    def _finish(self) -> None:
         """Keep the facts for `summary`, and close the tab's records."""
-        session, recorder = self._session, self.recorder
+        session, recorder = self._session, self._recorder
         if session is None:
             return
         try:
@@ -162,14 +164,14 @@ class GradientMonitor(CalibratedCallback):
             if recorder is not None:
                 recorder.finish(session.runs.values(), session.step)
 
-    def more_state(self, memories: dict[int, OptimizerMemory]) -> dict[str, Any]:
+    def _more_state(self, memories: dict[int, OptimizerMemory]) -> dict[str, Any]:
         """What the tab remembers, and whether the Trainer had taken steps before."""
         earlier = {"earlier": True} if self._earlier else {}
-        return earlier if self.recorder is None else {**earlier, "dashboard": self.recorder.saved(memories)}
+        return earlier if self._recorder is None else {**earlier, "dashboard": self._recorder.saved(memories)}
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the open files."""
-        return {**super().__getstate__(), "recorder": None}
+        return {**super().__getstate__(), "_recorder": None}
 
 
 def _writers(trainer: Any) -> list[Any] | None:
@@ -212,7 +214,7 @@ def _facts_of(session: Session, run: OptimizerRun, norms: NormHistory, *, earlie
         clippers=tuple(_clippers(session, run)),
         left=float(steps.left) / known if known else None,
         known=known,
-        guarded=any(one.needs.guards for one in session.participants),
+        guarded=any(one._needs.guards for one in session.participants),
         earlier=earlier,
         nonfinite=int(steps.nonfinite),
         skipped=steps.skipped + int(steps.kernel_skipped),
@@ -223,9 +225,9 @@ def _clippers(session: Session, run: OptimizerRun) -> list[Clipper]:
     found, clip, counts = [], session.facts.clip, run.memory.steps
     for one in session.participants:
         fired = run.memory.clips.get(one.state_key)
-        if one.needs.clips and fired is not None and fired.steps:  # none where its rules leave this optimizer alone
-            how = one.needs.clips if one.needs.acts else "dry"
-            found.append(Clipper(one.label, float(fired.fired) / fired.steps, how))
+        if one._needs.clips and fired is not None and fired.steps:  # none where its rules leave this optimizer alone
+            how = one._needs.clips if one._needs.acts else "dry"
+            found.append(Clipper(one._label, float(fired.fired) / fired.steps, how))
     if clip.how is not None:
         seen = None if session.facts.final_norm_computable else int(counts.known)
         steps = counts.steps if seen is None else seen

@@ -37,7 +37,7 @@ class GradientValueClip(CalibratedCallback):
         The counts.
     """
 
-    needs = Needs(
+    _needs = Needs(
         clips="adaptive",
         norm_types=(float("inf"),),
         rereads="gradients are read again where GradientValueClip fires",
@@ -49,12 +49,12 @@ class GradientValueClip(CalibratedCallback):
         check_number("max_value", max_value, "Use for instance 0.5; math.inf never acts.", 0, float("inf"), ends="(]")
         self.max_value = float(max_value)
 
-    def lay(self, view: GradientView) -> None:
+    def _lay(self, view: GradientView) -> None:
         """Complex numbers have no order, so there is nothing to clamp them to."""
         if view.plan.has_complex:
-            self.refuse("Complex gradients cannot be clamped by value. Clip their norm: GradientClip(1.0).")
+            self._refuse("Complex gradients cannot be clamped by value. Clip their norm: GradientClip(1.0).")
 
-    def act(self, view: GradientView, record: StepRecord) -> StepRecord:
+    def _act(self, view: GradientView, record: StepRecord) -> StepRecord:
         """Clamp where the largest magnitude exceeds the bound; non-finite tensors keep their bits."""
         tops = view.reading(float("inf")).tensors
         over = tops.isfinite() & (tops > self.max_value)

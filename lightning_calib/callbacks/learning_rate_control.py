@@ -39,30 +39,30 @@ class RuleMemory:
         self.groups = list(dict.fromkeys(plan.groups))
         norms = torch.zeros(len(self.segments), dtype=plan.dtype, device=plan.device)
         self.state: Any = rule.init(norms)
-        self.start = StartDistance(self.segments, rule) if rule.needs_distance else None
+        self._start = StartDistance(self.segments, rule) if rule.needs_distance else None
         self.norms = norms
 
     def measurement(self, loss: Tensor | None) -> Measurement:
         """This step, as the rule wants to see it."""
-        distances = self.start.distances() if self.start else None
-        start_norms = self.start.start_norms if self.start else None
+        distances = self._start.distances() if self._start else None
+        start_norms = self._start.start_norms if self._start else None
         observed = self.norms.isfinite() & (self.norms > 0)
         return Measurement(self.norms, observed, loss, distances, start_norms)
 
     def saved(self) -> dict[str, Any]:
         """For the checkpoint."""
-        start = {"start": self.start.saved()} if self.start else {}
+        start = {"start": self._start.saved()} if self._start else {}
         return {**pack(self.rule.kind, self.segments, self.state), **start}
 
     def restore(self, saved: dict[str, Any], key: str, losses: Losses) -> bool:
         """Take up a saved state; False if it is of other groups or another kind of rule."""
         with losses.of(f"what {self.rule.kind} has learnt"):
-            more = ("start",) if self.start else ()
+            more = ("start",) if self._start else ()
             found = unpack(saved, self.rule.kind, self.segments, self.state, key, *more)
             if found is None:
                 return False
-            if self.start is not None:
-                self.start.restore(saved["start"], f"{key}.start")
+            if self._start is not None:
+                self._start.restore(saved["start"], f"{key}.start")
             self.state = found
         return True
 
@@ -110,7 +110,7 @@ class LearningRateControl(CalibratedCallback):
         pure rate comes back, unless another number than 0 was written, which stays.
     """
 
-    needs = Needs(scales_rates=True)
+    _needs = Needs(scales_rates=True)
 
     def __init__(
         self, rule: LearningRateRule, min_factor: float = 0.0, max_factor: float = 1.0, name: str | None = None
@@ -123,7 +123,7 @@ class LearningRateControl(CalibratedCallback):
         check_name(name)
         self.rule, self.min_factor, self.max_factor, self.name = rule, float(min_factor), float(max_factor), name
 
-    def start(self, fit: FitStart) -> str | None:
+    def _start(self, fit: FitStart) -> str | None:
         """Refuse optimizers that read their rate too early, or that the rule does not suit; warn of a doubtful rate."""
         for view in fit.views:
             name, inner = type(view.optimizer).__name__, with_inner(view.optimizer)
@@ -131,14 +131,14 @@ class LearningRateControl(CalibratedCallback):
             momentum = max((float(group.get("momentum") or 0.0) for group in view.optimizer.param_groups), default=0.0)
             reason = early or self.rule.refuses(name, momentum)
             if reason:
-                raise MisconfigurationException(f"{self.label} cannot control {name}. {reason.rstrip('.')}.")
+                raise MisconfigurationException(f"{self._label} cannot control {name}. {reason.rstrip('.')}.")
             doubt = doubt_of_rate(self.rule, view.optimizer, self.max_factor)
             if doubt:
-                warn(f"{self.label}: {doubt}")
+                warn(f"{self._label}: {doubt}")
         self._forget_loss()
-        return f"{self.label}: {self.rule}"
+        return f"{self._label}: {self.rule}"
 
-    def lay(self, view: GradientView) -> RuleMemory:
+    def _lay(self, view: GradientView) -> RuleMemory:
         """Prepare the rule's state."""
         self._check_rates(view)
         return RuleMemory(self.rule, view.plan)
@@ -159,8 +159,8 @@ class LearningRateControl(CalibratedCallback):
             )
         if reason:
             raise MisconfigurationException(
-                f"{self.label} cannot control {type(optimizer).__name__}: {reason}. Use another optimizer, or leave "
-                f"{self.label} out."
+                f"{self._label} cannot control {type(optimizer).__name__}: {reason}. Use another optimizer, or leave "
+                f"{self._label} out."
             )
 
     def _forget_loss(self) -> None:
@@ -187,13 +187,13 @@ class LearningRateControl(CalibratedCallback):
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
         self._forget_loss()
 
-    def inspect(self, view: GradientView, record: StepRecord) -> StepRecord:
+    def _inspect(self, view: GradientView, record: StepRecord) -> StepRecord:
         """Take the norms before anybody acts."""
         own = self._own[view.index]
         own.norms = own.segments.fold(view.reading())
         return record
 
-    def act(self, view: GradientView, record: StepRecord) -> StepRecord:
+    def _act(self, view: GradientView, record: StepRecord) -> StepRecord:
         """Ask the rule, and scale the rates of this step."""
         own, groups = self._own[view.index], view.optimizer.param_groups
         factors, own.state = self.rule(self._measurement(own, record), own.state)
@@ -212,7 +212,7 @@ class LearningRateControl(CalibratedCallback):
             return own.measurement(None)
         if self._loss is None:
             raise MisconfigurationException(
-                f"{self.label} needs the loss of every step for {self.rule}, and there was none since the last one. "
+                f"{self._label} needs the loss of every step for {self.rule}, and there was none since the last one. "
                 "Call `self.manual_backward(loss)` right before each optimizer's own step."
             )
         loss = self._loss
@@ -220,7 +220,7 @@ class LearningRateControl(CalibratedCallback):
             loss = session.trainer.strategy.reduce(loss, reduce_op="mean")
         return own.measurement(loss * record.window_scale)
 
-    def row(self, view: GradientView, record: StepRecord, memory: OptimizerMemory) -> Row:
+    def _row(self, view: GradientView, record: StepRecord, memory: OptimizerMemory) -> Row:
         """The rates."""
         rates = rates_of(record) if record.turn else Row()
         return {tag: rate for tag, rate in rates.items() if tag.startswith("calib/lr")}

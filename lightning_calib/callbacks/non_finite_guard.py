@@ -93,24 +93,24 @@ class NonFiniteGuard(CalibratedCallback):
             raise TypeError(message("save_batch_to", "a folder's path or None", save_batch_to, 'Use "bad_batches".'))
         self.action, self.max_consecutive, self.max_total = action, max_consecutive, max_total
         self.save_batch_to = save_batch_to
-        self.needs = Needs(acts=action != "warn", guards=True)
+        self._needs = Needs(acts=action != "warn", guards=True)
 
     # Before the step
 
-    def start(self, fit: FitStart) -> str | None:
+    def _start(self, fit: FitStart) -> str | None:
         """Refuse what would fail on a dropped gradient; find the BatchNorm statistics."""
         if self.action == "skip" and fit.clip.how == "value":
             raise MisconfigurationException(
-                f"{self.label}('skip') cannot drop steps under {fit.clip}: the Trainer's value clip fails where "
+                f"{self._label}('skip') cannot drop steps under {fit.clip}: the Trainer's value clip fails where "
                 "there is no gradient. Use GradientValueClip instead of the Trainer's argument."
             )
         self._backup = BatchNormBackup(fit.module)
         self._files = BatchFiles(self.save_batch_to)
         self._order = {name: i for i, name in enumerate(Plan.of(fit.module).names)}
         self._window = MicroBatches(keep=self.save_batch_to is not None)
-        return f"{self.label}: {self.action}"
+        return f"{self._label}: {self.action}"
 
-    def lay(self, view: GradientView) -> IncidentLog:
+    def _lay(self, view: GradientView) -> IncidentLog:
         """Nothing has happened yet."""
         return IncidentLog()
 
@@ -137,11 +137,11 @@ class NonFiniteGuard(CalibratedCallback):
 
     # At the step
 
-    def inspect_again(self, view: GradientView, record: StepRecord) -> StepRecord:
+    def _inspect_again(self, view: GradientView, record: StepRecord) -> StepRecord:
         """Behind a foreign callback."""
-        return self.inspect(view, record)
+        return self._inspect(view, record)
 
-    def inspect(self, view: GradientView, record: StepRecord) -> StepRecord:
+    def _inspect(self, view: GradientView, record: StepRecord) -> StepRecord:
         """One boolean; and, if it is bad, the closer look."""
         session, log = self._session, self._own[view.index]
         if session is None or record.norm_before is None or log.judged:
@@ -174,7 +174,7 @@ class NonFiniteGuard(CalibratedCallback):
         in_kernel = view.fused and view.has_gradient and seen_by_scaler(view)
         return record._replace(live=view.has_gradient, overflow=Overflow(not routine, in_kernel))
 
-    def observe(self, view: GradientView, record: StepRecord) -> None:
+    def _observe(self, view: GradientView, record: StepRecord) -> None:
         """The step is over: a streak ends with a healthy one."""
         self._own[view.index].close()
 
@@ -234,12 +234,12 @@ class NonFiniteGuard(CalibratedCallback):
                 "learning rate."
             )
 
-    def finish(self) -> None:
+    def _finish(self) -> None:
         """Let go of the batches and of the module's buffers."""
         self.__dict__.pop("_window", None)
         self.__dict__.pop("_backup", None)
 
-    def row(self, view: GradientView, record: StepRecord, memory: OptimizerMemory) -> Row:
+    def _row(self, view: GradientView, record: StepRecord, memory: OptimizerMemory) -> Row:
         """The counters."""
         row = counters(memory.steps)
         if record.turn and record.rates is not None and record.rates.loss_scale is not None:

@@ -63,7 +63,7 @@ class SegmentRescaler(CalibratedCallback):
         self.scope, self.norm_type, self.dry_run, self.name = scope, float(norm_type), dry_run, name
         self.exclude = exclude if isinstance(exclude, str) and exclude == "auto" else _check_exclude(exclude)
         fixed = scope == "global" and isinstance(self.policy, MaxNorm) and not self.rules
-        self.needs = Needs(
+        self._needs = Needs(
             acts=not dry_run,
             clips="normalise" if not clip else "fixed" if fixed else "adaptive",
             units=scope == "unit",
@@ -72,7 +72,7 @@ class SegmentRescaler(CalibratedCallback):
         )
         self._clip, self._tag = clip, f".{name}" if name else ""
 
-    def start(self, fit: FitStart) -> str | None:
+    def _start(self, fit: FitStart) -> str | None:
         """Check the globs against the model's names; say what is left out, and what a warm-up leaves unbounded."""
         held = [name for view in fit.views for name in view.plan.names]
         names = list(dict.fromkeys([*Plan.of(fit.module).names, *held]))
@@ -86,14 +86,14 @@ class SegmentRescaler(CalibratedCallback):
         self._left_out = frozenset(self._excluded(fit.module, names))
         left_out = f"leaves out {_shortened(sorted(self._left_out))}" if self._left_out else ""
         parts = [part for part in (left_out, self._unbounded(names)) if part]
-        return f"{self.label} {', and '.join(parts)}" if parts else None
+        return f"{self._label} {', and '.join(parts)}" if parts else None
 
     def _unbounded(self, names: Sequence[str]) -> str:
         """In which steps it acts on no norm, however large: those of the warm-ups that have no bound."""
         used = {first_match(name, self.rules) for name in names}
         steps: dict[int, list[str]] = {}
         for glob, policy in [*self.rules.items(), (None, self.policy)]:
-            if self.needs.acts and glob in used and isinstance(policy, Warmup) and policy.unbounded_steps:
+            if self._needs.acts and glob in used and isinstance(policy, Warmup) and policy.unbounded_steps:
                 part = "what no rule names" if glob is None else repr(glob)
                 steps.setdefault(policy.unbounded_steps, []).append(part)
         whole = "its first {} steps" if not self.rules else "the first {} steps of {}"
@@ -107,7 +107,7 @@ class SegmentRescaler(CalibratedCallback):
             if one._tag == self._tag:
                 tag = f"calib/{'would_' if self.dry_run else ''}clip_fraction{self._tag}"
                 raise MisconfigurationException(
-                    f"`name` must tell callbacks apart: {one.label} and {self.label} would both log `{tag}`. "
+                    f"`name` must tell callbacks apart: {one._label} and {self._label} would both log `{tag}`. "
                     f"Give one of them another name, such as {type(self).__name__}(..., name={self._tag[1:] + '_2'!r})."
                 )
 
@@ -120,7 +120,7 @@ class SegmentRescaler(CalibratedCallback):
         pairs = zip(plan.names, plan.tensors, strict=True)
         return [name for name, tensor in pairs if tensor.ndim < 2 or id(tensor) in head]
 
-    def lay(self, view: GradientView) -> PartsMemory:
+    def _lay(self, view: GradientView) -> PartsMemory:
         """Label the plan's tensors by rule and scope."""
         plan = view.plan
         chosen: dict[str | None, list[int]] = {glob: [] for glob in (*self.rules, None)}
@@ -139,11 +139,11 @@ class SegmentRescaler(CalibratedCallback):
             ]
         )
 
-    def judges(self, own: PartsMemory) -> bool:
+    def _judges(self, own: PartsMemory) -> bool:
         """Not where its rules leave all parameters alone."""
         return bool(own.parts)
 
-    def act(self, view: GradientView, record: StepRecord) -> StepRecord:
+    def _act(self, view: GradientView, record: StepRecord) -> StepRecord:
         """Judge each part, and rescale unless this is a dry run."""
         reduced = []
         for part in self._own[view.index].parts:
@@ -156,7 +156,7 @@ class SegmentRescaler(CalibratedCallback):
         fired = Fired(self.state_key, torch.stack(reduced).any(), acted=not self.dry_run)
         return record._replace(fired=(*record.fired, fired))
 
-    def row(self, view: GradientView, record: StepRecord, memory: OptimizerMemory) -> Row:
+    def _row(self, view: GradientView, record: StepRecord, memory: OptimizerMemory) -> Row:
         """The threshold, and how often it fired under a name of its own."""
         own, prefix, row = self._own[view.index], "calib/would_" if self.dry_run else "calib/", Row()
         counts = memory.clips.get(self.state_key)

@@ -49,10 +49,10 @@ class FabricSession:
         if run is None:
             run = self._add(optimizer)
         elif run.view.begin_step():
-            run.memory = self.callback.prepare(run.view, run.memory)
+            run.memory = self.callback._prepare(run.view, run.memory)
         run.view.scale = self._pending(optimizer)
         if run.view.has_gradient:
-            run.record = self.callback.act(run.view, StepRecord(Phase.JUDGED, live=True))
+            run.record = self.callback._act(run.view, StepRecord(Phase.JUDGED, live=True))
             run.memory = run.memory.add_clips(run.record)
 
     def memories_to_save(self) -> dict[int, OptimizerMemory]:
@@ -62,15 +62,15 @@ class FabricSession:
     def _add(self, optimizer: Optimizer) -> OptimizerRun:
         reason = unsupported_optimizer(optimizer, hooks=False)
         if reason is not None:
-            self.callback.refuse(reason)
-        units = self.callback.needs.units
+            self.callback._refuse(reason)
+        units = self.callback._needs.units
         view = GradientView(len(self.runs), optimizer, self.module, suffix="", units=units, scaler=self.scaler)
         run = self.runs[id(optimizer)] = OptimizerRun.of(view)
         views = [one.view for one in self.runs.values()]
-        note = self.callback.start(FitStart(self.module, views, [self.callback], TrainerClip(None, 0.0)))
+        note = self.callback._start(FitStart(self.module, views, [self.callback], TrainerClip(None, 0.0)))
         if note and len(self.runs) == 1:
             say(note)
-        run.memory = self.callback.prepare(view, run.memory)
+        run.memory = self.callback._prepare(view, run.memory)
         view.begin_step()
         return run
 
@@ -87,18 +87,18 @@ def fabric_session(callback: Participant, host: Any, module: nn.Module) -> Fabri
     Raises:
         MisconfigurationException: If the callback needs more than this hook, or the host is no Fabric.
     """
-    reason = _in_trainer(callback, host) if hasattr(host, "fit_loop") else None if callback.needs.fabric else _MORE
+    reason = _in_trainer(callback, host) if hasattr(host, "fit_loop") else None if callback._needs.fabric else _MORE
     if reason is not None:
-        callback.refuse(reason)
+        callback._refuse(reason)
         return None
     if not hasattr(getattr(host, "strategy", None), "precision"):
         raise MisconfigurationException(
-            f"{callback.label} was called outside `Trainer.fit` without a Fabric, so it does not know the precision. "
+            f"{callback._label} was called outside `Trainer.fit` without a Fabric, so it does not know the precision. "
             f"Pass `trainer=fabric`. {_REMEDY}"
         )
     reason = unsupported_strategy(host)
     if reason is not None:
-        callback.refuse(reason)
+        callback._refuse(reason)
     return FabricSession(callback, host, module)
 
 

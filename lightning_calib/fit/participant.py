@@ -51,11 +51,11 @@ class Participant:
     It changes gradients through the view only, and what it has to tell of a step it returns in the record.
     """
 
-    needs: Needs = Needs()
-    recorder: "TabRecorder | None" = None  # set in `start` by the one that wants the tab's records written
+    _needs: Needs = Needs()
+    _recorder: "TabRecorder | None" = None  # set in `_start` by the one that wants the tab's records written
 
     @property
-    def label(self) -> str:
+    def _label(self) -> str:
         """How sentences call it."""
         return type(self).__name__
 
@@ -64,33 +64,33 @@ class Participant:
         """What tells it from the others, in checkpoints."""
         return type(self).__qualname__
 
-    def start(self, fit: "FitStart") -> str | None:
-        """Once per fit, before `prepare`; the text, if any, goes into the start line."""
+    def _start(self, fit: "FitStart") -> str | None:
+        """Once per fit, before `_prepare`; the text, if any, goes into the start line."""
 
-    def prepare(self, view: GradientView, memory: OptimizerMemory) -> OptimizerMemory:
+    def _prepare(self, view: GradientView, memory: OptimizerMemory) -> OptimizerMemory:
         """Prepare for an optimizer's plan, at the start and when the plan has changed; take up what was saved."""
         return memory
 
-    def inspect(self, view: GradientView, record: StepRecord) -> StepRecord:
+    def _inspect(self, view: GradientView, record: StepRecord) -> StepRecord:
         """Look at a step before any of ours acts."""
         return record
 
-    def inspect_again(self, view: GradientView, record: StepRecord) -> StepRecord:
-        """Look at a step that a foreign callback may have changed after `inspect`."""
+    def _inspect_again(self, view: GradientView, record: StepRecord) -> StepRecord:
+        """Look at a step that a foreign callback may have changed after `_inspect`."""
         return record
 
-    def act(self, view: GradientView, record: StepRecord) -> StepRecord:
+    def _act(self, view: GradientView, record: StepRecord) -> StepRecord:
         """Change the gradients of this step, if that is what it does."""
         return record
 
-    def observe(self, view: GradientView, record: StepRecord) -> None:
+    def _observe(self, view: GradientView, record: StepRecord) -> None:
         """Look at a step when all of ours have acted."""
 
-    def row(self, view: GradientView, record: StepRecord, memory: OptimizerMemory) -> Row:
+    def _row(self, view: GradientView, record: StepRecord, memory: OptimizerMemory) -> Row:
         """What it adds to a logged row: tag without suffix, value. It changes nothing."""
         return {}
 
-    def refuse(self, reason: str) -> None:
+    def _refuse(self, reason: str) -> None:
         """Raise if it acts; else say why it stays silent."""
         raise NotImplementedError
 

@@ -29,7 +29,7 @@ def scalars(
         row["calib/grad_norm_max"] = memory.steps.window_max.where(memory.steps.window_max >= 0, torch.nan)
     row |= _taken(view, record)
     fraction = _fraction(facts, record, memory.steps)
-    if fraction is not None and (facts.full_row or any(one.needs.clips for one in participants)):
+    if fraction is not None and (facts.full_row or any(one._needs.clips for one in participants)):
         row["calib/clip_fraction"] = fraction
     if facts.full_row:
         row |= rates_of(record) if record.turn else {}
@@ -37,7 +37,7 @@ def scalars(
         if facts.clip.how == "norm":
             row["calib/clip_threshold"] = facts.clip.value * record.window_scale
     for one in participants:
-        row |= one.row(view, record, memory)
+        row |= one._row(view, record, memory)
     return row
 
 

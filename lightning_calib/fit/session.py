@@ -30,7 +30,7 @@ class Session:
         self.trainer, self.module, self.participants = trainer, module, participants
         self.first, self.final = participants[0], participants[-1]
         # A guard may have to read the gradients again, so that it looks before the others do.
-        self.inspecting = sorted(participants, key=lambda one: not one.needs.guards)
+        self.inspecting = sorted(participants, key=lambda one: not one._needs.guards)
         self.facts = FitFacts.of(trainer, module, participants)
         self.recorder: TabRecorder | None = None  # GradientMonitor's, where there is a tab
         self.backwards = 0
@@ -45,14 +45,14 @@ class Session:
 
     def prepare_all(self) -> None:
         """Every callback has started: prepare for every optimizer."""
-        self.recorder = next((one.recorder for one in self.participants if one.recorder is not None), None)
+        self.recorder = next((one._recorder for one in self.participants if one._recorder is not None), None)
         for run in self.runs.values():
             self.prepare(run)
 
     def prepare(self, run: OptimizerRun) -> None:
         """Every callback, and the tab, prepare for an optimizer's plan."""
         for one in self.participants:
-            run.memory = one.prepare(run.view, run.memory)
+            run.memory = one._prepare(run.view, run.memory)
         if self.recorder is not None:
             self.recorder.prepare(run)
             self.watched.hooks[id(run.view.optimizer)].see_used = self.recorder.see_used
@@ -77,8 +77,8 @@ class Session:
         It must where a callback acts, because a clip that stops in silence is worse; and where the other processes
         would wait in a collective: parameters are sharded, or a guard asks all of them whose loss was bad.
         """
-        asked = self.trainer.world_size > 1 and any(one.needs.guards for one in self.participants)
-        return any(one.needs.acts for one in self.participants) or asked or run.view.plan.shards is not None
+        asked = self.trainer.world_size > 1 and any(one._needs.guards for one in self.participants)
+        return any(one._needs.acts for one in self.participants) or asked or run.view.plan.shards is not None
 
     def _turn(self, one: Participant, run: OptimizerRun) -> None:
         if one is self.first:
@@ -86,7 +86,7 @@ class Session:
         elif one in self.facts.behind_foreign and run.record.turn:
             self._look_again(run)
         if run.record.live:
-            run.record = one.act(run.view, run.record)
+            run.record = one._act(run.view, run.record)
         if one is self.final:
             self._close(run)
 
@@ -119,14 +119,14 @@ class Session:
             if self.recorder is not None:
                 self.recorder.begin_step(run)
             for one in self.inspecting:
-                run.record = one.inspect(view, run.record)
+                run.record = one._inspect(view, run.record)
                 self._raise_fatal(run)
 
     def _look_again(self, run: OptimizerRun) -> None:
         run.view.look_again()
         run.record = run.record._replace(live=run.view.has_gradient)
         for one in self.participants if run.record.live else ():
-            run.record = one.inspect_again(run.view, run.record)
+            run.record = one._inspect_again(run.view, run.record)
             self._raise_fatal(run)
 
     def _raise_fatal(self, run: OptimizerRun) -> None:
@@ -150,7 +150,7 @@ class Session:
         if self.recorder is not None:
             self.recorder.end_step(run)
         for one in self.participants:
-            one.observe(view, record)
+            one._observe(view, record)
         if record.logged and record.live:
             self.watched.hooks[id(view.optimizer)].prepare()
 

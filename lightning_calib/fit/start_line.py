@@ -33,22 +33,22 @@ def _schedulers(trainer: "pl.Trainer") -> str:
 
 
 def _clippers(facts: FitFacts, participants: Sequence[Participant]) -> list[str]:
-    ours = [one.label + ("" if one.needs.acts else " (dry run)") for one in participants if one.needs.clips]
+    ours = [one._label + ("" if one._needs.acts else " (dry run)") for one in participants if one._needs.clips]
     return ours + ([str(facts.clip)] if facts.clip.how else [])
 
 
 def _rereads(facts: FitFacts, participants: Sequence[Participant]) -> list[str]:
     """Everything beyond one reading per step, with its reason."""
-    names = ", ".join(one.label for one in participants if one in facts.behind_foreign)
-    kinds = sorted({kind for one in participants for kind in one.needs.norm_types} - {2.0})
+    names = ", ".join(one._label for one in participants if one in facts.behind_foreign)
+    kinds = sorted({kind for one in participants for kind in one._needs.norm_types} - {2.0})
     found = [f"{names} reads the gradients again behind a callback that may change them"] if names else []
     found += [f"gradients are read once more for norm_type {kind:g}" for kind in kinds]
-    return found + [one.needs.rereads for one in participants if one.needs.rereads]
+    return found + [one._needs.rereads for one in participants if one._needs.rereads]
 
 
 def warn_of_two_clippers(facts: FitFacts, participants: Sequence[Participant]) -> None:
     """Both may be wanted, but hardly ever knowingly."""
-    clippers = [one.label for one in participants if one.needs.acts and one.needs.clips]
+    clippers = [one._label for one in participants if one._needs.acts and one._needs.clips]
     if clippers and facts.clip.how in ("norm", "value"):
         rank_zero_warn(
             f"Two things clip the gradient: first {', '.join(clippers)}, and last {facts.clip}. "

@@ -88,13 +88,13 @@ class FitFacts:
         clip = trainer_clip(trainer, module)
         behind, foreign_last = foreign_between(trainer.callbacks, participants)  # type: ignore[attr-defined]
         unseen = foreign_last or overrides("on_before_optimizer_step", module)
-        periods = [one.needs.every_n_steps for one in participants if one.needs.every_n_steps is not None]
+        periods = [one._needs.every_n_steps for one in participants if one._needs.every_n_steps is not None]
         return FitFacts(
             scaler=grad_scaler(trainer),
             clip=clip,
             behind_foreign=frozenset(behind),
             final_norm_computable=clip.how in (None, "norm") and not unseen,
-            full_row=any(one.needs.full_row for one in participants),
+            full_row=any(one._needs.full_row for one in participants),
             period=min(periods, default=trainer.log_every_n_steps),  # type: ignore[attr-defined]
         )
 

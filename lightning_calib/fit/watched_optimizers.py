@@ -46,7 +46,7 @@ class WatchedOptimizers:
         self.unseen.attach()
         for key, hooks in self.hooks.items():
             hooks.attach()
-            if any(one.needs.scales_rates for one in self.participants):
+            if any(one._needs.scales_rates for one in self.participants):
                 self.runs[key].rates.attach()
 
     def detach(self) -> None:
@@ -74,14 +74,14 @@ class WatchedOptimizers:
         run.record = StepRecord()
         self.hooks[id(run.view.optimizer)].forget()
         for one in self.participants:
-            one.refuse(reason)
+            one._refuse(reason)
 
     def _add(self, optimizer: Optimizer) -> OptimizerRun | None:
         if unsupported_optimizer(optimizer) is not None:
             return None
         index = next(i for i, one in enumerate(self.trainer.optimizers) if one is optimizer)
         suffix = f"/{index}" if len(self.trainer.optimizers) > 1 else ""
-        units = any(one.needs.units for one in self.participants)
+        units = any(one._needs.units for one in self.participants)
         view = GradientView(index, optimizer, self.module, suffix=suffix, units=units, scaler=self.facts.scaler)
         run = self.runs[id(optimizer)] = OptimizerRun.of(view)
         self.hooks[id(optimizer)] = StepHooks(

@@ -51,7 +51,7 @@ def test_the_incident_that_ends_a_run_is_in_the_tabs_memory():
 def test_after_a_fit_the_monitor_holds_no_gradients():
     monitor = GradientMonitor(1)
     fit(Tiny(), [monitor], 3, logger=TensorBoardLogger("logs"))
-    assert monitor.recorder is None
+    assert monitor._recorder is None
     assert "3 optimizer steps" in monitor.summary()
 
 

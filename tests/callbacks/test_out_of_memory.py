@@ -133,7 +133,7 @@ def test_the_first_reading_where_nobody_acts(step, make, failing, said):
     same_bits(weights(module), weights(bare))
     lines = ends(said())
     assert lines == [
-        f"[calib] {one.label} stays silent. The gradients of Adam could not be measured: {OUT!r}." for one in make()
+        f"[calib] {one._label} stays silent. The gradients of Adam could not be measured: {OUT!r}." for one in make()
     ]
     assert len([row for _, row in rows.rows if "calib/grad_norm_before" in row]) == step
 

@@ -120,14 +120,14 @@ def test_guards_look_first(names):
     looked = []
 
     class Control(LearningRateControl):
-        def inspect(self, view, record):
+        def _inspect(self, view, record):
             looked.append("control")
-            return super().inspect(view, record)
+            return super()._inspect(view, record)
 
     class Guard(NonFiniteGuard):
-        def inspect(self, view, record):
+        def _inspect(self, view, record):
             looked.append("guard")
-            return super().inspect(view, record)
+            return super()._inspect(view, record)
 
     make = {"control": lambda: Control(InverseNorm()), "guard": Guard, "monitor": GradientMonitor}
     fit(Tiny(), [make[name]() for name in names], 2)

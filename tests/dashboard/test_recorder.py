@@ -23,7 +23,7 @@ NORM = math.sqrt(ELEMENTS)
 class Notes(Clip):
     """Has found something in steps whose norm is not finite, as a guard does."""
 
-    def inspect(self, view, record):
+    def _inspect(self, view, record):
         if bool(record.norm_before.isfinite()):
             return record
         return record._replace(incident=(self.step, "0.weight", "it is not finite"))
@@ -44,7 +44,7 @@ def fitted(tab=None, gradients=(1.0, 5.0, 0.1, 2.0), **kwargs):
 
 
 def finish(fit, tab, folder="logs"):
-    tab.recorder.finish(fit.session.runs.values(), fit.session.step)
+    tab._recorder.finish(fit.session.runs.values(), fit.session.step)
     return Recorded(folder)
 
 
@@ -99,7 +99,7 @@ def test_an_incident_is_told_with_the_next_row_and_once():
 def test_a_summary_waits_for_the_next_record_and_the_same_one_comes_once():
     fit, tab = fitted()
     for _ in range(2):
-        tab.recorder.summarise(fit.run(), "All is well.", 2)
+        tab._recorder.summarise(fit.run(), "All is well.", 2)
     assert [one["text"] for one in finish(fit, tab).events("summary")] == ["All is well."]
 
 
@@ -112,10 +112,10 @@ def test_of_several_optimizers_each_has_its_records():
 
 
 def test_charts_and_texts_come_with_a_line_on_where_to_see_them():
-    line = Tab(writers("logs/run")).recorder.furnish([""])
+    line = Tab(writers("logs/run"))._recorder.furnish([""])
     folder = Path("logs").resolve()
     assert line.startswith(f"to see the gradients of every layer: tensorboard --logdir {folder}, then http")
-    assert Tab().recorder.furnish([""]) is None
+    assert Tab()._recorder.furnish([""]) is None
 
 
 # Rows are pure
@@ -124,7 +124,7 @@ def test_charts_and_texts_come_with_a_line_on_where_to_see_them():
 def test_what_is_collected_and_closed_changes_nothing():
     fit, tab = fitted(gradients=(1.0, math.inf, 0.1))
     fit.step(5.0)
-    run, recorder = fit.run(), tab.recorder
+    run, recorder = fit.run(), tab._recorder
     before, state = frozen(run.memory), copy.copy(vars(recorder.tables[0]))
     memory = run.memory.end_step(run.record)
     values = recorder.collect(run, memory)
@@ -143,7 +143,7 @@ def test_what_is_collected_and_closed_changes_nothing():
 
 def test_after_a_row_the_logged_step_is_forgotten():
     fit, tab = fitted(gradients=(1.0, 5.0))
-    table = tab.recorder.tables[0]
+    table = tab._recorder.tables[0]
     assert (table.before, table.given_before, table.given_after, table.counts_before) == (None, [], [], None)
     fit.step(3.0)  # of which no row is due
     assert table.before is None
@@ -154,7 +154,7 @@ def test_a_run_that_resumes_writes_what_one_that_never_stopped_writes():
     gradients = (1.0, 5.0, 0.1, 2.0, 7.0, math.inf, 3.0, 1.0)
     wanted = finish(*fitted(gradients=gradients, tab=Tab(writers("whole"))), "whole")
     first, tab = fitted(gradients=gradients[:5], tab=Tab(writers("first")))
-    saved = {"dashboard": tab.recorder.saved(first.session.memories_to_save())}
+    saved = {"dashboard": tab._recorder.saved(first.session.memories_to_save())}
     resumed = Tab(writers("second"), saved=saved)
     fit = BareFit([Clip(2.0), resumed])
     run, old = fit.run(), first.run().memory
@@ -182,7 +182,7 @@ def test_other_parameters_write_what_is_unfinished_and_go_on_with_what_is_known_
 
 def test_damage_to_what_the_tab_remembers_is_a_fresh_start_of_it():
     fit, tab = fitted()
-    saved = {"dashboard": tab.recorder.saved(fit.session.memories_to_save())}
+    saved = {"dashboard": tab._recorder.saved(fit.session.memories_to_save())}
     saved["dashboard"]["0"]["peak"] = "a text"
     resumed = Tab(saved=saved)
     again = BareFit([resumed])
@@ -207,7 +207,7 @@ def failing():
 
 
 def broken_tables(tab):
-    tab.recorder.tables[0] = Broken()
+    tab._recorder.tables[0] = Broken()
 
 
 CALLS = {
@@ -230,11 +230,11 @@ def test_an_error_anywhere_ends_the_records_with_one_line(call):
     fit, tab = fitted()
     run, memory = fit.run(), fit.run().memory
     broken_tables(tab)
-    assert CALLS[call](tab.recorder, run) is None
+    assert CALLS[call](tab._recorder, run) is None
     assert len(tab.told) == 1
     assert tab.told[0].startswith("the dashboard's records end here, training goes on: ")
     for later in CALLS.values():
-        assert later(tab.recorder, run) is None
+        assert later(tab._recorder, run) is None
     assert len(tab.told) == 1
     same_bits(frozen(run.memory), frozen(memory))
 
@@ -255,17 +255,17 @@ def test_a_fit_whose_records_ended_goes_on_with_its_rows():
 
 def test_charts_that_cannot_be_written_are_this_ranks_trouble_alone():
     tab = Tab(failing())
-    assert tab.recorder.furnish([""]) is None
-    assert not tab.recorder.off
+    assert tab._recorder.furnish([""]) is None
+    assert not tab._recorder.off
     assert tab.told == ["TensorBoard's other tabs lack their charts, training goes on: OSError('disk full')"]
 
 
 def test_a_writer_that_fails_is_told_once_and_what_is_remembered_goes_on():
     fit, tab = fitted(Tab(failing()))
     assert tab.told == ["the dashboard's records end here, training goes on: OSError('disk full')"]
-    assert not tab.recorder.off
+    assert not tab._recorder.off
     assert fit.run().memory.tab.stream.layers.rows == 2
-    finished = partial(tab.recorder.finish, fit.session.runs.values(), 4)
+    finished = partial(tab._recorder.finish, fit.session.runs.values(), 4)
     finished()
     assert len(tab.told) == 1
 
@@ -274,5 +274,5 @@ def test_records_that_have_ended_end_once():
     fit, tab = fitted(Tab(failing()))
     broken_tables(tab)
     fit.batch(1.0)
-    assert tab.recorder.off
+    assert tab._recorder.off
     assert len(tab.told) == 1

@@ -75,7 +75,7 @@ def test_the_file_makes_every_callback_with_its_policies_rules_and_learning_rate
     assert clip.rules == {"head.weight": ZScore(z_max=3.0), "*.bias": None}
     assert clip.scope == "layer"
     assert dry.dry_run
-    assert not dry.needs.acts
+    assert not dry._needs.acts
     assert rates.rule == SpikeBackoff(ZScore(z_max=3.0, decay=0.98), backoff=0.5)
     assert rates.min_factor == 0.1
 

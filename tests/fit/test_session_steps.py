@@ -23,17 +23,17 @@ class Drops(Watches):
     def __init__(self, **needs):
         super().__init__(guards=True, **needs)
 
-    def inspect(self, view, record):
+    def _inspect(self, view, record):
         if float(view.norm()) < 100:
             return record
         view.drop()
         return record._replace(live=False, overflow=Overflow(True, False))
 
-    inspect_again = inspect
+    _inspect_again = _inspect
 
 
 class Fails(Watches):
-    def act(self, view, record):
+    def _act(self, view, record):
         raise MemoryError("no room")
 
 
@@ -299,7 +299,7 @@ def test_an_optimizer_that_the_trainer_does_not_know_is_not_judged():
 
 def test_detached_hooks_are_gone():
     class Scales(Watches):
-        needs = Needs(acts=False, scales_rates=True)
+        _needs = Needs(acts=False, scales_rates=True)
 
         def __init__(self):
             self.refused = []
@@ -322,6 +322,6 @@ def test_what_is_given_to_callbacks_at_the_start():
 
 def test_a_kind_of_callback_must_say_how_it_refuses():
     one = Participant()
-    assert (one.label, one.state_key, one.start(None)) == ("Participant", "Participant", None)
+    assert (one._label, one.state_key, one._start(None)) == ("Participant", "Participant", None)
     with pytest.raises(NotImplementedError):
-        one.refuse("because")
+        one._refuse("because")

@@ -69,7 +69,7 @@ class Clip(Participant):
 
     def __init__(self, limit: float = 1.0, *, acts: bool = True, key: str = "Clip", **needs: Any) -> None:
         self.limit, self.key = limit, key
-        self.needs = Needs(acts=acts, clips="fixed", **needs)
+        self._needs = Needs(acts=acts, clips="fixed", **needs)
         self.refused: list[str] = []
         self.saw: list[Tensor] = []  # the norm at its turn
 
@@ -77,18 +77,18 @@ class Clip(Participant):
     def state_key(self) -> str:
         return self.key
 
-    def prepare(self, view: GradientView, memory: OptimizerMemory) -> OptimizerMemory:
+    def _prepare(self, view: GradientView, memory: OptimizerMemory) -> OptimizerMemory:
         return memory._replace(clips={self.key: ClipCounts.empty(), **memory.clips})
 
-    def act(self, view: GradientView, record: StepRecord) -> StepRecord:
+    def _act(self, view: GradientView, record: StepRecord) -> StepRecord:
         norm = view.norm()
         self.saw.append(norm)
-        if self.needs.acts:
+        if self._needs.acts:
             view.rescale((self.limit / norm).clamp(max=1).reshape(1))
-        return record._replace(fired=(*record.fired, Fired(self.key, norm > self.limit, acted=self.needs.acts)))
+        return record._replace(fired=(*record.fired, Fired(self.key, norm > self.limit, acted=self._needs.acts)))
 
-    def refuse(self, reason: str) -> None:
-        if self.needs.acts:
+    def _refuse(self, reason: str) -> None:
+        if self._needs.acts:
             raise RuntimeError(reason)
         self.refused.append(reason)
 
@@ -97,10 +97,10 @@ class Watches(Participant):
     """Wants all scalars, and does nothing."""
 
     def __init__(self, **needs: Any) -> None:
-        self.needs = Needs(acts=False, full_row=True, **needs)
+        self._needs = Needs(acts=False, full_row=True, **needs)
         self.refused: list[str] = []
 
-    def refuse(self, reason: str) -> None:
+    def _refuse(self, reason: str) -> None:
         self.refused.append(reason)
 
 
@@ -111,11 +111,11 @@ class Tab(Watches):
         super().__init__()
         self.told: list[str] = []
         self.losses = Losses()
-        self.recorder = Recorder(
+        self._recorder = Recorder(
             list(writers), histograms=histograms, saved=saved or {}, losses=self.losses, warn=self.told.append
         )
 
-    def prepare(self, view: GradientView, memory: OptimizerMemory) -> OptimizerMemory:
+    def _prepare(self, view: GradientView, memory: OptimizerMemory) -> OptimizerMemory:
         return memory if memory.norms is not None else memory._replace(norms=NormHistory.empty(view.plan))
 
 
