@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lightning_calib.callbacks import PreciseBatchNorm as PreciseBatchNorm
     from lightning_calib.callbacks import ZClip as ZClip
     from lightning_calib.policies import EMARelative as EMARelative
+    from lightning_calib.policies import GradientStabilizer as GradientStabilizer
     from lightning_calib.policies import MaxNorm as MaxNorm
     from lightning_calib.policies import Percentile as Percentile
     from lightning_calib.policies import WeightRelative as WeightRelative
@@ -42,7 +43,7 @@ _HOMES = {
     ),
     "report.incident": "NonFiniteGradientError",
     "schedules": "DistanceOverGradients InverseNorm Polyak SpikeBackoff refine_schedule",
-    "policies": "EMARelative MaxNorm Percentile WeightRelative ZScore",
+    "policies": "EMARelative GradientStabilizer MaxNorm Percentile WeightRelative ZScore",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = ["functional", *_HOME_OF]

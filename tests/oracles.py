@@ -233,6 +233,28 @@ class EMARelativeOracle:
         return {"seen": self.count, "mean": self.average}
 
 
+class GradientStabilizerOracle:
+    """AdaGN of Stable-SPAM (Huang et al. 2025): moments from zero, the current norm in them, each without its bias."""
+
+    def __init__(self, decay_short: float, decay_long: float, eps: float) -> None:
+        self.decay_short, self.decay_long, self.eps = decay_short, decay_long, eps
+        self.count = 0
+        self.m = self.v = 0.0
+
+    def step(self, norm: float, weight_norm: float = math.nan) -> float:
+        self.count += 1
+        self.m = self.decay_short * self.m + (1 - self.decay_short) * norm
+        self.v = self.decay_long * self.v + (1 - self.decay_long) * norm**2
+        return self.corrected()[0] / (math.sqrt(self.corrected()[1]) + self.eps)
+
+    def corrected(self) -> tuple[float, float]:
+        return self.m / (1 - self.decay_short**self.count), self.v / (1 - self.decay_long**self.count)
+
+    def state(self) -> dict[str, float | list[float]]:
+        mean, square = self.corrected() if self.count else (0.0, 0.0)
+        return {"seen": self.count, "mean": mean, "rms": math.sqrt(square)}
+
+
 class WeightRelativeOracle:
     """AGC (Brock et al. 2021): the floor stands inside, so that a weight of zero can still learn."""
 

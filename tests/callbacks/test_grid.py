@@ -17,6 +17,7 @@ from lightning_calib import (
     GradientClip,
     GradientMonitor,
     GradientNormalize,
+    GradientStabilizer,
     GradientValueClip,
     MaxNorm,
     Percentile,
@@ -31,6 +32,7 @@ POLICIES = {
     "zscore": ZScore(1.0, decay=0.8, warmup_steps=3),
     "zscore of the paper": ZScore(1.0, decay=0.8, warmup_steps=3, robust=False),
     "ema": EMARelative(1.05, decay=0.9, warmup_steps=2),
+    "stabilizer": GradientStabilizer(),
     "weights": WeightRelative(0.3),
 }
 

@@ -22,6 +22,7 @@ from lightning_calib import (
     GradientClip,
     GradientMonitor,
     GradientNormalize,
+    GradientStabilizer,
     GradientValueClip,
     MaxNorm,
     Percentile,
@@ -38,6 +39,7 @@ POLICIES = {
     "zscore": ZScore(warmup_steps=3),
     "zscore of the paper": ZScore(warmup_steps=3, robust=False),
     "ema": EMARelative(warmup_steps=2),
+    "stabilizer": GradientStabilizer(),
     "weights": WeightRelative(0.3),
 }
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers import gradient_families
 
-from lightning_calib import EMARelative, MaxNorm, Percentile, WeightRelative, ZScore
+from lightning_calib import EMARelative, GradientStabilizer, MaxNorm, Percentile, WeightRelative, ZScore
 from lightning_calib.functional import clip_grad_
 
 FORM = re.compile(r"^`(?P<name>\w+)` must be (?P<rule>.+?), got (?P<value>.+?)\. (?P<remedy>[A-Z].+\.)$", re.DOTALL)
@@ -73,6 +73,16 @@ BAD = [
     (EMARelative, {"decay": [0.9]}, T, "a number", "[0.9]"),
     (EMARelative, {"warmup_steps": 0}, V, ">= 1", "0"),
     (EMARelative, {"warmup_steps": "100"}, T, "a whole number", "'100'"),
+    (GradientStabilizer, {"decay_short": -0.1}, V, "in [0, 1)", "-0.1"),
+    (GradientStabilizer, {"decay_short": 1.0}, V, "in [0, 1)", "1.0"),
+    (GradientStabilizer, {"decay_short": NAN}, V, "in [0, 1)", "nan"),
+    (GradientStabilizer, {"decay_short": "0.7"}, T, "a number in [0, 1)", "'0.7'"),
+    (GradientStabilizer, {"decay_long": 0.69}, V, "in [0.7, 1)", "0.69"),
+    (GradientStabilizer, {"decay_long": 1}, V, "in [0.7, 1)", "1"),
+    (GradientStabilizer, {"decay_long": None}, T, "a number in [0.7, 1)", "None"),
+    (GradientStabilizer, {"eps": 0.0}, V, "in (0, inf)", "0.0"),
+    (GradientStabilizer, {"eps": INF}, V, "in (0, inf)", "inf"),
+    (GradientStabilizer, {"eps": True}, T, "a number in (0, inf)", "True"),
     (WeightRelative, {"factor": 0}, V, "in (0, inf)", "0"),
     (WeightRelative, {"factor": -0.01}, V, "in (0, inf)", "-0.01"),
     (WeightRelative, {"factor": None}, T, "a number", "None"),
@@ -162,6 +172,9 @@ GOOD: list[Callable[[], object]] = [
     lambda: ZScore(0.1, decay=0, warmup_steps=2, robust=False),
     lambda: EMARelative(1, decay=0.0, warmup_steps=1),
     lambda: WeightRelative(5, 1e-9),
+    lambda: GradientStabilizer(0, 0, 1e-30),
+    lambda: GradientStabilizer(0.9, 0.9),
+    lambda: GradientStabilizer(0.0, 0.999999),
 ]
 
 
@@ -180,6 +193,7 @@ def test_defaults_are_the_documented_ones() -> None:
     assert Percentile() == Percentile(percentile=95.0, window=1000, warmup_steps=100, warmup_max_norm=None)
     assert ZScore() == ZScore(z_max=2.5, decay=0.97, warmup_steps=25, robust=True, warmup_max_norm=None)
     assert EMARelative() == EMARelative(factor=1.05, decay=0.98, warmup_steps=100, warmup_max_norm=None)
+    assert GradientStabilizer() == GradientStabilizer(decay_short=0.7, decay_long=0.9, eps=1e-8)
     assert WeightRelative() == WeightRelative(factor=0.01, min_weight_norm=1e-3)
     with pytest.raises(TypeError, match="max_norm"):
         MaxNorm()

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import oracles
 import pytest
 import torch
-from helpers import gradient_families
+from helpers import gradient_families, public_policies
 from torch import Tensor
 
-from lightning_calib import EMARelative, MaxNorm, Percentile, WeightRelative, ZScore
+from lightning_calib import EMARelative, GradientStabilizer, MaxNorm, Percentile, WeightRelative, ZScore
 from lightning_calib.functional import clip_grad_
 from lightning_calib.functional.judge import Observation, Policy
 from lightning_calib.policies.global_warmup import GlobalWarmup
@@ -27,12 +27,17 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "z_score_paper, bounded": lambda: ZScore(0.5, 0.9, warmup_steps=2, robust=False, warmup_max_norm=4.0),
     "z_score_robust, bounded": lambda: ZScore(0.5, 0.9, warmup_steps=2, warmup_max_norm=4.0),
     "ema_relative, bounded": lambda: EMARelative(1.0, 0.9, warmup_steps=2, warmup_max_norm=4.0),
+    "gradient_stabilizer": lambda: GradientStabilizer(),
     "weight_relative": lambda: WeightRelative(factor=1.0),
     "global_warmup": lambda: GlobalWarmup(EMARelative(1.0, 0.9, warmup_steps=1), max_norm=5.0, warmup_steps=3),
     "all_history": lambda: Percentile(60, window=None, warmup_steps=0),
 }
 CELLS = [(p, s) for p in POLICIES for s in SCOPES if p != "all_history" or s == "global"]
 STEPS = 7
+
+
+def test_no_public_policy_is_left_out() -> None:
+    public_policies.assert_none_is_left_out(make() for make in POLICIES.values())
 
 
 def tolerance(gradient: Tensor) -> dict[str, float]:

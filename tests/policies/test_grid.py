@@ -8,9 +8,9 @@ from collections.abc import Callable
 import oracles
 import pytest
 import torch
-from helpers import gradient_families
+from helpers import gradient_families, public_policies
 
-from lightning_calib import EMARelative, MaxNorm, Percentile, WeightRelative, ZScore
+from lightning_calib import EMARelative, GradientStabilizer, MaxNorm, Percentile, WeightRelative, ZScore
 from lightning_calib.functional import clip_grad_
 
 SCOPES = ["global", "group", "layer", "parameter", "unit"]
@@ -50,11 +50,19 @@ POLICIES: dict[str, tuple[Callable[[str], object], Callable[[str], oracles.Polic
         lambda s: EMARelative(factor=1.05, decay=0.9, warmup_steps=3, warmup_max_norm=LIMIT[s]),
         lambda s: oracles.EMARelativeOracle(factor=1.05, decay=0.9, warmup_steps=3, warmup_max_norm=LIMIT[s]),
     ),
+    "gradient_stabilizer": (
+        lambda s: GradientStabilizer(decay_short=0.6, decay_long=0.8),
+        lambda s: oracles.GradientStabilizerOracle(decay_short=0.6, decay_long=0.8, eps=1e-8),
+    ),
     "weight_relative": (
         lambda s: WeightRelative(factor=1.2, min_weight_norm=1e-3),
         lambda s: oracles.WeightRelativeOracle(factor=1.2, min_weight_norm=1e-3),
     ),
 }
+
+
+def test_no_public_policy_is_left_out() -> None:
+    public_policies.assert_none_is_left_out(make("global") for make, _ in POLICIES.values())
 
 
 @pytest.mark.parametrize("policy_name", POLICIES)
@@ -74,6 +82,8 @@ def test_every_cell_equals_the_loop_over_its_segments(scope: str, policy_name: s
         gradients = fill(parameters, step, generator)
         if step in (8, 13):  # a spike in every segment, so that coarse scopes fire too
             gradients = [None if g is None else 8 * g for g in gradients]
+        if step == 11:  # and one below any threshold, for targets that have no unit
+            gradients = [None if g is None else 1e-6 * g for g in gradients]
         gradient_families.assign(parameters, gradients)
         report, state = clip_grad_(optimizer if scope == "group" else net, policy, state, scope=scope)
         expected = oracle.step(

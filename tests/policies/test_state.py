@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from helpers import gradient_families
+from helpers import gradient_families, public_policies
 from torch import nn
 
-from lightning_calib import EMARelative, MaxNorm, Percentile, WeightRelative, ZScore
+from lightning_calib import EMARelative, GradientStabilizer, MaxNorm, Percentile, WeightRelative, ZScore
 from lightning_calib.functional import clip_grad_
 from lightning_calib.functional.judge import Observation, Policy
 from lightning_calib.policies.global_warmup import GlobalWarmup
@@ -25,6 +25,7 @@ POLICIES: dict[str, tuple[Callable[[], Policy], list[str]]] = {
     "z_score_robust": (lambda: ZScore(warmup_steps=5), ["seen", "mean", "var"]),
     "z_score_paper": (lambda: ZScore(warmup_steps=5, robust=False), ["seen", "mean", "var"]),
     "ema_relative": (lambda: EMARelative(warmup_steps=5), ["seen", "mean"]),
+    "gradient_stabilizer": (lambda: GradientStabilizer(), ["seen", "mean", "rms"]),
     "bounded percentile": (
         lambda: Percentile(60, window=7, warmup_steps=2, warmup_max_norm=1.0),
         ["seen", "values"],
@@ -37,6 +38,10 @@ POLICIES: dict[str, tuple[Callable[[], Policy], list[str]]] = {
     ),
 }
 EVERY = pytest.mark.parametrize("name", POLICIES)
+
+
+def test_no_public_policy_is_left_out() -> None:
+    public_policies.assert_none_is_left_out(make() for make, _ in POLICIES.values())
 
 
 def step(policy: Policy, row: torch.Tensor, state: tuple) -> tuple[torch.Tensor, tuple]:
