@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback
 from torch.optim import Optimizer
 
+from lightning_calib.callbacks.public import PublicCallback, check_names, refuses_classes
 from lightning_calib.fit.fabric_session import WRAPPED, FabricSession, fabric_session
 from lightning_calib.fit.messages import say, warn
 from lightning_calib.fit.participant import Participant
@@ -23,14 +23,13 @@ from lightning_calib.steps.saved_state import Losses, MethodMemory, of_optimizer
 VERSION = 1
 
 
-class CalibratedCallback(Participant, Callback):
+class CalibratedCallback(PublicCallback, Participant):
     """A callback that takes part in a session, which all of ours share.
 
     A kind of callback declares its `_needs` and fills in what `Participant` names. What its own method remembers of an
     optimizer it makes in `_lay`; it is found in ``self._own[index]`` and saved with the rest.
     """
 
-    name: str | None = None
     _transient: ClassVar[tuple[str, ...]] = ("log", "log_dict")  # bound methods of the module, put here by the Trainer
 
     def __init__(self) -> None:
@@ -47,7 +46,8 @@ class CalibratedCallback(Participant, Callback):
     @property
     def _label(self) -> str:
         """How sentences call it."""
-        return f"{type(self).__name__}({self.name})" if self.name else type(self).__name__
+        name = getattr(self, "name", None)
+        return f"{type(self).__name__}({name})" if name else type(self).__name__
 
     def _lay(self, view: GradientView) -> MethodMemory | None:
         """What its method remembers of an optimizer, fresh; None for nothing."""
@@ -61,6 +61,7 @@ class CalibratedCallback(Participant, Callback):
 
     # Lightning's hooks, the same for all
 
+    @refuses_classes
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         """Start afresh for a new fit; refuse a strategy under which gradients cannot be read."""
         if stage != "fit":
@@ -81,12 +82,7 @@ class CalibratedCallback(Participant, Callback):
             self._refuse(WRAPPED)
             self._off = True
             return
-        keys = [one.state_key for one in ours]
-        twice = next((one for one in ours if keys.count(one.state_key) > 1), None)
-        if twice is not None:  # the Trainer checks those that it is given, not those that join later
-            raise MisconfigurationException(
-                f"`name` must tell callbacks apart: two of them are {twice._label}. Give one of them another name."
-            )
+        check_names(ours)
         for optimizer in trainer.optimizers:
             reason = unsupported_optimizer(optimizer)
             for one in ours if reason is not None else ():
@@ -142,6 +138,7 @@ class CalibratedCallback(Participant, Callback):
         """Leave the session."""
         self._leave()
 
+    @refuses_classes
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
         """Leave the session: no hook of ours may stay behind, and no trouble of ours may hide the exception."""
         try:
@@ -176,7 +173,8 @@ class CalibratedCallback(Participant, Callback):
     @property
     def state_key(self) -> str:
         """The class, and the name where one was given: two callbacks of a class need two names."""
-        return f"{type(self).__qualname__}.{self.name}" if self.name else type(self).__qualname__
+        name = getattr(self, "name", None)
+        return f"{type(self).__qualname__}.{name}" if name else type(self).__qualname__
 
     def _prepare(self, view: GradientView, memory: OptimizerMemory) -> OptimizerMemory:
         """Prepare for an optimizer's plan: take up what the plan before, or a checkpoint, has left."""
@@ -226,6 +224,8 @@ class CalibratedCallback(Participant, Callback):
     def _more_state(self, memories: dict[int, OptimizerMemory]) -> dict[str, Any]:
         """What else goes into the checkpoint of a callback in a session."""
         return {}
+
+    state_dict.__wrapped__ = PublicCallback.state_dict  # type: ignore[attr-defined]  # `check_names` speaks, not Lightning
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the optimizers exist."""

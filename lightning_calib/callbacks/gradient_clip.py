@@ -52,6 +52,7 @@ class GradientClip(SegmentRescaler):
     def __init__(
         self,
         policy: Policy | float | None = Percentile(95),  # noqa: B008 - frozen
+        *,
         scope: Scope = "global",
         norm_type: float = 2.0,
         rules: Mapping[str, Policy | float | None] | None = None,

@@ -78,7 +78,7 @@ class GradientMonitor(CalibratedCallback):
         Under DeepSpeed, FSDP1 or LBFGS the callback says so once, and logs nothing.
     """
 
-    def __init__(self, every_n_steps: int | None = None, layers: bool = True, histograms: bool = False) -> None:
+    def __init__(self, every_n_steps: int | None = None, *, layers: bool = True, histograms: bool = False) -> None:
         super().__init__()
         if every_n_steps is not None:
             check_count("every_n_steps", every_n_steps, "Use 50, or None to follow the Trainer.", 1)

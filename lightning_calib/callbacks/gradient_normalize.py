@@ -1,5 +1,6 @@
 """Rescale gradients to a target, up or down."""
 
+from collections.abc import Mapping
 from math import inf
 
 from lightning_calib.callbacks.segment_rescaler import SegmentRescaler
@@ -15,7 +16,10 @@ class GradientNormalize(SegmentRescaler):
         target: The norm of every segment after the rescale, in (0, inf), or any policy. A policy without an opinion
             (its warm-up, without ``warmup_max_norm``) leaves the gradient alone.
         scope: What makes a segment.
-        name: Tells two callbacks of this class apart, in tags and checkpoints.
+        norm_type: The p of the p-norm, in (0, inf].
+        rules: As in ``GradientClip``: a number is the norm that the segment gets, None leaves it alone.
+        dry_run: Log what would be rescaled, and change nothing.
+        name: As in ``GradientClip``.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -28,7 +32,7 @@ class GradientNormalize(SegmentRescaler):
         >>> trainer = Trainer(callbacks=[GradientNormalize(1.0)], logger=False)
 
     Logged:
-        As ``GradientClip``; ``calib/clip_fraction`` counts the steps on which the gradient was made smaller.
+        As ``GradientClip``; ``clip_fraction`` counts the steps on which the gradient was made smaller.
 
     Checkpoint:
         As ``GradientClip``.
@@ -38,7 +42,25 @@ class GradientNormalize(SegmentRescaler):
         the learning rate alone decides the length of an SGD step; a schedule must bring it down.
     """
 
-    def __init__(self, target: Policy | float = 1.0, scope: Scope = "global", name: str | None = None) -> None:
-        if not isinstance(target, Policy):
-            check_number("target", target, "Use 1.0 for unit norm, or a policy.", 0, inf, ends="()")
-        super().__init__(target, scope, clip=False, name=name)
+    def __init__(
+        self,
+        target: Policy | float = 1.0,
+        *,
+        scope: Scope = "global",
+        norm_type: float = 2.0,
+        rules: Mapping[str, Policy | float | None] | None = None,
+        dry_run: bool = False,
+        name: str | None = None,
+    ) -> None:
+        given = {"target": target}
+        if isinstance(rules, Mapping):
+            given.update({f"rules[{glob!r}]": rule for glob, rule in rules.items() if isinstance(rule, (int, float))})
+        for argument, value in given.items():
+            if not isinstance(value, Policy):
+                check_number(argument, value, "Use 1.0 for unit norm, or a policy.", 0, inf, ends="()")
+        super().__init__(target, scope, clip=False, norm_type=norm_type, rules=rules, dry_run=dry_run, name=name)
+
+    @property
+    def target(self) -> Policy | None:
+        """The policy, for a number ``MaxNorm``."""
+        return self.policy

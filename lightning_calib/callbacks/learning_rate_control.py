@@ -113,7 +113,7 @@ class LearningRateControl(CalibratedCallback):
     _needs = Needs(scales_rates=True)
 
     def __init__(
-        self, rule: LearningRateRule, min_factor: float = 0.0, max_factor: float = 1.0, name: str | None = None
+        self, rule: LearningRateRule, *, min_factor: float = 0.0, max_factor: float = 1.0, name: str | None = None
     ) -> None:
         super().__init__()
         if not isinstance(rule, LearningRateRule):

@@ -80,6 +80,7 @@ class NonFiniteGuard(CalibratedCallback):
     def __init__(
         self,
         action: Literal["warn", "skip", "raise"] = "warn",
+        *,
         max_consecutive: int = 5,
         max_total: int | None = None,
         save_batch_to: str | Path | None = None,

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import cuda
 
+from lightning_calib.callbacks.public import PublicCallback
 from lightning_calib.fit.messages import say, warn
 from lightning_calib.fit.side_pass import as_if_training, batches
 from lightning_calib.fit.unsupported import refused
@@ -22,7 +23,7 @@ from lightning_calib.functional.checks import check_count, message
 _FORWARD = "Pass `PreciseBatchNorm(forward=...)`, a callable of the module and a batch that only runs the network."
 
 
-class PreciseBatchNorm(Callback):
+class PreciseBatchNorm(PublicCallback):
     r"""Replace BatchNorm's running averages by the mean and variance of many training batches under today's weights.
 
     For each channel, over all numbers :math:`x_i` that reach the layer in the pass, whatever the sizes of the batches,
@@ -67,7 +68,7 @@ class PreciseBatchNorm(Callback):
     """
 
     def __init__(
-        self, num_batches: int = 200, forward: Callable[["pl.LightningModule", Any], Any] | None = None
+        self, num_batches: int = 200, *, forward: Callable[["pl.LightningModule", Any], Any] | None = None
     ) -> None:
         super().__init__()
         check_count("num_batches", num_batches, "200 are usually enough; take more if batches are tiny.", low=1)

@@ -3,12 +3,23 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from lightning_calib.callbacks.public import OfPolicy, renamed
 from lightning_calib.callbacks.segment_rescaler import SegmentRescaler
 from lightning_calib.functional.judge import Policy
 from lightning_calib.policies import EMARelative, Percentile, WeightRelative, ZScore
 from lightning_calib.policies.global_warmup import GlobalWarmup
 
 Rules = Mapping[str, Policy | float | None]
+_OF_ZCLIP = {
+    "z_thresh": "Use z_max={!r}.",
+    "alpha": "Use decay={!r}.",
+    "max_grad_norm": "Use warmup_max_norm={0!r} for the warm-up; for a cap on every step add GradientClip({0!r}).",
+    "eps": "It has no counterpart.",
+    "mode": 'It is "zscore" here; for a fixed distance above the mean there is no counterpart.',
+    "clip_option": 'It is "adaptive_scaling" here, as in the paper.',
+    "clip_factor": "It is 1 here, as in the paper.",
+    "skip_update_on_spike": "It is False here, as in the paper: the clipped norm enters the mean.",
+}
 
 
 class AutoClip(SegmentRescaler):
@@ -17,9 +28,9 @@ class AutoClip(SegmentRescaler):
     Args:
         percentile: 0 or in [1, 100]; the paper recommends 10, so that about nine steps in ten are clipped.
         window: How many norms to remember; None is the whole history, as in the paper.
-        name: As in ``GradientClip``.
         rules: As in ``GradientClip``; with a rule, set ``window`` or keep each rule's scope to one segment.
         dry_run: As in ``GradientClip``.
+        name: As in ``GradientClip``.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -44,13 +55,17 @@ class AutoClip(SegmentRescaler):
         Algorithm 1.
     """
 
+    percentile = OfPolicy[float]("percentile")
+    window = OfPolicy[int | None]("window")
+
     def __init__(
         self,
         percentile: float = 10.0,
+        *,
         window: int | None = None,
-        name: str | None = None,
         rules: Rules | None = None,
         dry_run: bool = False,
+        name: str | None = None,
     ) -> None:
         policy = Percentile(percentile, window, warmup_steps=0)
         super().__init__(policy, "global", clip=True, rules=rules, dry_run=dry_run, name=name)
@@ -64,11 +79,11 @@ class ZClip(SegmentRescaler):
         decay: What mean and deviation keep per step, in [0, 1); 0.97 in the paper.
         warmup_steps: Norms to see before the first judgement, at least 2; 25 in the paper.
         robust: True follows a change of level within some tens of steps; False is the paper's rule, which does not.
-        name: As in ``GradientClip``.
-        rules: As in ``GradientClip``.
-        dry_run: As in ``GradientClip``.
         warmup_max_norm: The largest norm during the warm-up, in (0, inf]; None clips nothing in it. Where this callback
             replaces a clip value, pass that value.
+        rules: As in ``GradientClip``.
+        dry_run: As in ``GradientClip``.
+        name: As in ``GradientClip``.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -94,17 +109,24 @@ class ZClip(SegmentRescaler):
         Kumar et al., *ZClip: Adaptive Spike Mitigation for LLM Pre-Training*, 2025, arXiv 2504.02507.
     """
 
+    z_max = OfPolicy[float]("z_max")
+    decay = OfPolicy[float]("decay")
+    warmup_steps = OfPolicy[int]("warmup_steps")
+    robust = OfPolicy[bool]("robust")
+    warmup_max_norm = OfPolicy[float | None]("warmup_max_norm")
+
+    @renamed("zclip", _OF_ZCLIP)
     def __init__(
         self,
         z_max: float = 2.5,
+        *,
         decay: float = 0.97,
         warmup_steps: int = 25,
         robust: bool = True,
-        name: str | None = None,
+        warmup_max_norm: float | None = None,
         rules: Rules | None = None,
         dry_run: bool = False,
-        *,
-        warmup_max_norm: float | None = None,
+        name: str | None = None,
     ) -> None:
         policy = ZScore(z_max, decay, warmup_steps, robust, warmup_max_norm)
         super().__init__(policy, "global", clip=True, rules=rules, dry_run=dry_run, name=name)
@@ -119,9 +141,9 @@ class AGC(SegmentRescaler):
         min_weight_norm: The floor of the weight norm, above 0; 1e-3 in the authors' code. It lets zero weights learn.
         exclude: Globs on the parameters to leave alone; () for none. "auto": tensors with fewer than two dimensions and
             the last ``nn.Linear`` of ``named_modules()``. A parameter that a rule names is never excluded.
-        name: As in ``GradientClip``.
         rules: As in ``GradientClip``.
         dry_run: As in ``GradientClip``.
+        name: As in ``GradientClip``.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -146,14 +168,18 @@ class AGC(SegmentRescaler):
         Brock et al., *High-Performance Large-Scale Image Recognition Without Normalization*, ICML 2021, Equation 3.
     """
 
+    factor = OfPolicy[float]("factor")
+    min_weight_norm = OfPolicy[float]("min_weight_norm")
+
     def __init__(
         self,
         factor: float = 0.01,
+        *,
         min_weight_norm: float = 1e-3,
         exclude: Sequence[str] | Literal["auto"] = "auto",
-        name: str | None = None,
         rules: Rules | None = None,
         dry_run: bool = False,
+        name: str | None = None,
     ) -> None:
         policy = WeightRelative(factor, min_weight_norm)
         super().__init__(policy, "unit", clip=True, rules=rules, dry_run=dry_run, name=name, exclude=exclude)
@@ -168,9 +194,9 @@ class AdaGC(SegmentRescaler):
         decay: :math:`\beta`, in [0, 1); 0.98 in the ports, 0.99 in the authors' code.
         warmup_steps: Steps with a global clip, during which each tensor's smallest norm becomes its first average; 100.
         warmup_max_norm: :math:`\lambda_{abs}`, the threshold of the whole gradient in the warm-up, above 0; 1.0.
-        name: As in ``GradientClip``.
         rules: As in ``GradientClip``.
         dry_run: As in ``GradientClip``.
+        name: As in ``GradientClip``.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -195,15 +221,21 @@ class AdaGC(SegmentRescaler):
         Wang et al., *AdaGC: Improving Training Stability for Large Language Model Pretraining*, 2025, arXiv 2502.11034.
     """
 
+    factor = OfPolicy[float]("policy.factor")
+    decay = OfPolicy[float]("policy.decay")
+    warmup_steps = OfPolicy[int]("warmup_steps")
+    warmup_max_norm = OfPolicy[float]("max_norm")
+
     def __init__(
         self,
         factor: float = 1.05,
+        *,
         decay: float = 0.98,
         warmup_steps: int = 100,
         warmup_max_norm: float = 1.0,
-        name: str | None = None,
         rules: Rules | None = None,
         dry_run: bool = False,
+        name: str | None = None,
     ) -> None:
         policy = GlobalWarmup(EMARelative(factor, decay, 1), warmup_max_norm, warmup_steps)
         super().__init__(policy, "parameter", clip=True, rules=rules, dry_run=dry_run, name=name)

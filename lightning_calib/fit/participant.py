@@ -54,6 +54,9 @@ class Participant:
     _needs: Needs = Needs()
     _recorder: "TabRecorder | None" = None  # set in `_start` by the one that wants the tab's records written
 
+    def __repr__(self) -> str:
+        return self._label
+
     @property
     def _label(self) -> str:
         """How sentences call it."""

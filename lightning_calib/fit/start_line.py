@@ -7,12 +7,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_calib.fit.participant import Participant
 from lightning_calib.fit.trainer_facts import FitFacts
+from lightning_calib.functional.checks import told
 
 
 def start_line(
     trainer: "pl.Trainer", facts: FitFacts, participants: Sequence[Participant], notes: Sequence[str]
 ) -> str:
-    """Precision, accumulation, optimizers, schedulers, who clips, and why gradients are read more than once."""
+    """Precision, accumulation, optimizers, schedulers, who clips and how, and why gradients are read again."""
     parts = [
         f"precision {trainer.precision}",
         f"accumulate_grad_batches {trainer.accumulate_grad_batches}",
@@ -33,7 +34,7 @@ def _schedulers(trainer: "pl.Trainer") -> str:
 
 
 def _clippers(facts: FitFacts, participants: Sequence[Participant]) -> list[str]:
-    ours = [one._label + ("" if one._needs.acts else " (dry run)") for one in participants if one._needs.clips]
+    ours = [told(one) for one in participants if one._needs.clips]
     return ours + ([str(facts.clip)] if facts.clip.how else [])
 
 

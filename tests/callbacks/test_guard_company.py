@@ -63,7 +63,7 @@ def test_the_guard_looks_before_ours_can_hide_the_evidence(said):
 def test_a_foreign_callback_that_plants_between_two_of_ours(action, first, said):
     module, rows = Tiny(ADAM), Rows()
     plant = PlantInStep(every("net.2.weight", [4, 9], [NAN]))
-    ours = [ZClip(1.5, warmup_steps=3), NonFiniteGuard(action, 100)]
+    ours = [ZClip(1.5, warmup_steps=3), NonFiniteGuard(action, max_consecutive=100)]
     before, behind = ours if first == "clip" else ours[::-1]
     fit(module, [before, plant, behind, GradientMonitor(1)], logger=rows)
     lines = incidents(said())

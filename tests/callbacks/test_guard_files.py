@@ -102,7 +102,7 @@ def test_if_no_loss_was_bad_the_whole_window_is_saved():
 
 def test_at_most_ten_files():
     plant = Plant(every("net.0.bias", range(14)))
-    fit(Tiny(ADAM), [plant, NonFiniteGuard("skip", 100, save_batch_to=Path("bad") / "deep")], 14)
+    fit(Tiny(ADAM), [plant, NonFiniteGuard("skip", max_consecutive=100, save_batch_to=Path("bad") / "deep")], 14)
     assert len(list(Path("bad/deep").iterdir())) == 10
 
 

@@ -115,7 +115,7 @@ def test_healthy_weights_are_told(said):
 
 
 def test_one_line_per_incident_with_any_company(said):
-    guard, plant = NonFiniteGuard("skip", 20), Plant(every("net.0.bias", [1, 2, 6]))
+    guard, plant = NonFiniteGuard("skip", max_consecutive=20), Plant(every("net.0.bias", [1, 2, 6]))
     fit(Tiny(ADAM), [plant, guard, GradientMonitor()])
     lines = incidents(said())
     assert [re.search(r"step (\d+)", line)[1] for line in lines] == ["1", "2", "6"]
@@ -128,7 +128,7 @@ def test_one_line_per_incident_with_any_company(said):
 
 
 def test_a_flood_is_thinned_out(said):
-    fit(Tiny(ADAM), [Plant(every("net.0.bias", range(40))), NonFiniteGuard("skip", 100)], 40)
+    fit(Tiny(ADAM), [Plant(every("net.0.bias", range(40))), NonFiniteGuard("skip", max_consecutive=100)], 40)
     counts = [int(re.search(r"(\d+) in all", line)[1]) for line in incidents(said())]
     assert counts == [*range(1, 11), 16, 32]
 
@@ -165,7 +165,7 @@ class SparseRows(Tiny):
 
 
 def test_before_the_fit_it_is_just_arguments():
-    guard = NonFiniteGuard("skip", 3, 7, "bad")
+    guard = NonFiniteGuard("skip", max_consecutive=3, max_total=7, save_batch_to="bad")
     assert (guard.action, guard.max_consecutive, guard.max_total, guard.save_batch_to) == ("skip", 3, 7, "bad")
     assert make_trainer([guard]).callbacks[-1] is not None
     assert network()[0].weight.isfinite().all()

@@ -107,8 +107,9 @@ def test_an_overflow_neither_ends_nor_lengthens_a_streak():
     guard = NonFiniteGuard("skip", max_consecutive=2)
     fit(Tiny(ADAM, {3: NAN, 4: 1e9, 5: NAN, 7: NAN}), [guard], plugins=scaled(2.0**9))
     assert guard.state_dict()["optimizers"]["0"]["total"] == 3
+    guard = NonFiniteGuard("skip", max_consecutive=2)
     with pytest.raises(NonFiniteGradientError, match="3 gradients in a row"):
-        fit(Tiny(ADAM, {3: NAN, 4: 1e9, 5: NAN, 6: NAN}), [NonFiniteGuard("skip", 2)], plugins=scaled(2.0**9))
+        fit(Tiny(ADAM, {3: NAN, 4: 1e9, 5: NAN, 6: NAN}), [guard], plugins=scaled(2.0**9))
 
 
 def test_an_overflow_of_one_of_two_optimizers(said):

@@ -161,7 +161,7 @@ def test_validation_sees_them_and_the_sanity_check_does_not():
 def test_one_pass_per_epoch_before_its_validation_or_at_its_end(options, expected):
     passes = Passes()
     module = Net()
-    fit(module, PreciseBatchNorm(1, passes), val=loader(), max_epochs=3, **options)
+    fit(module, PreciseBatchNorm(1, forward=passes), val=loader(), max_epochs=3, **options)
     assert passes.at == expected
 
 

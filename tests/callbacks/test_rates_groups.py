@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.rate_probes import Always, Scheduled, Tells, Told, pure, run, slowing
 from helpers.tiny_modules import Tiny, TwoNets, fit, same_bits, scaled, weights
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import BaseFinetuning, LearningRateFinder
 
@@ -109,7 +110,7 @@ def test_several_controls_multiply(order):
 
 
 def test_two_controls_without_names_are_refused():
-    with pytest.raises(RuntimeError, match="state_key"):
+    with pytest.raises(MisconfigurationException, match="`name` must tell callbacks apart"):
         fit(Tiny(), [LearningRateControl(Always()), LearningRateControl(Always())], 1)
 
 

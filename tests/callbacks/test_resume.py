@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 from helpers.tiny_modules import Rows, Tiny, TwoNets, different, fit, network, same_bits, scaled, weights
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
@@ -191,7 +192,7 @@ def test_two_instances_of_one_class_have_their_own_state():
 
 @pytest.mark.parametrize(("left", "right"), [(None, None), ("a", "a")])
 def test_two_instances_without_names_are_refused(left, right):
-    with pytest.raises(RuntimeError, match="state_key"):
+    with pytest.raises(MisconfigurationException, match="`name` must tell callbacks apart"):
         fit(Tiny(), [ZClip(name=left), ZClip(name=right)])
 
 

@@ -116,7 +116,7 @@ def test_the_start_line_names_everything_that_it_is_about():
     fit.trainer.lr_scheduler_configs = [SimpleNamespace(scheduler=scheduler, interval="epoch")]
     assert line(fit, fit.session.participants, ["Clip: a note"]) == (
         "precision 32-true; accumulate_grad_batches 1; optimizer SGD + AdamW; ConstantLR per epoch; "
-        "clipping: Clip then Clip (dry run) then Trainer(gradient_clip_val=1); "
+        "clipping: Clip then Clip then Trainer(gradient_clip_val=1); "
         "Clip reads the gradients again behind a callback that may change them; "
         "gradients are read once more for norm_type 1; gradients are read again, too; Clip: a note."
     )

@@ -104,7 +104,7 @@ def _arguments(callback: Any) -> dict[str, str]:
 
 def _by_hand(column: str) -> Any:
     made = {"class_path": f"lightning_calib.{_class(column)}", "init_args": ARGUMENTS[column]}
-    return _made(made) if column != "PreciseBatchNorm" else lightning_calib.PreciseBatchNorm(3, run_network)
+    return _made(made) if column != "PreciseBatchNorm" else lightning_calib.PreciseBatchNorm(3, forward=run_network)
 
 
 def _made(value: Any) -> Any:
