@@ -9,7 +9,9 @@ python examples/cli/main.py test --config examples/cli/config.yaml --ckpt_path P
 # ruff: noqa: D102 - Lightning's hooks are documented by Lightning
 import os
 import warnings
+from argparse import SUPPRESS
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -88,7 +90,9 @@ def main(args: Sequence[str] | None = None) -> LightningCLI:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")  # between Lightning 2.6 and torch 2.13
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # between Lightning 2.6 and jsonargparse 4.53
-    cli = LightningCLI(Perceptron, Digits, args=args)
+    # 50 lines of usage would stand before the sentence that says what is wrong in the configuration.
+    short: dict[str, Any] = {name: {"usage": SUPPRESS} for name in ("fit", "validate", "test", "predict")}
+    cli = LightningCLI(Perceptron, Digits, args=args, parser_kwargs=short)
     for name in ("val/accuracy", "test/accuracy"):
         if name in (found := cli.trainer.callback_metrics):
             print(f"{name} {found[name]:.4f} (trivial baseline: nearest class mean {nearest_mean(cli.datamodule):.4f})")

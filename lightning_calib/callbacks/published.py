@@ -16,9 +16,9 @@ _OF_ZCLIP = {
     "max_grad_norm": "Use warmup_max_norm={0!r} for the warm-up; for a cap on every step add GradientClip({0!r}).",
     "eps": "It has no counterpart.",
     "mode": 'It is "zscore" here; for a fixed distance above the mean there is no counterpart.',
-    "clip_option": 'It is "adaptive_scaling" here, as in the paper.',
-    "clip_factor": "It is 1 here, as in the paper.",
-    "skip_update_on_spike": "It is False here, as in the paper: the clipped norm enters the mean.",
+    "clip_option": 'It is "adaptive_scaling" here, its default there.',
+    "clip_factor": "It is 1 here, its default there.",
+    "skip_update_on_spike": "It is False here: a spike enters the statistics as far as it was not cut.",
 }
 
 

@@ -98,9 +98,9 @@ OTHERS = {
     ),
     "eps": (1e-6, "It has no counterpart."),
     "mode": ("percentile", 'It is "zscore" here; for a fixed distance above the mean there is no counterpart.'),
-    "clip_option": ("mean", 'It is "adaptive_scaling" here, as in the paper.'),
-    "clip_factor": (0.5, "It is 1 here, as in the paper."),
-    "skip_update_on_spike": (True, "It is False here, as in the paper: the clipped norm enters the mean."),
+    "clip_option": ("mean", 'It is "adaptive_scaling" here, its default there.'),
+    "clip_factor": (0.5, "It is 1 here, its default there."),
+    "skip_update_on_spike": (True, "It is False here: a spike enters the statistics as far as it was not cut."),
 }
 
 
