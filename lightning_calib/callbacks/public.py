@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import wraps
 from inspect import Parameter, signature
+from itertools import product
 from operator import attrgetter
 from typing import Any, Generic, NoReturn, ParamSpec, TypeVar, overload
 
@@ -30,7 +31,12 @@ def refuses_classes(hook: Callable[P, None]) -> Callable[P, None]:
             return hook(*args, **kwargs)
         if hook.__name__ == "on_exception":  # which was raised below
             return None
-        kind = next(one for one in args[0].callbacks if isinstance(one, type) and issubclass(one, PublicCallback))  # type: ignore[attr-defined]
+        every = args[0].callbacks  # type: ignore[attr-defined]
+        kinds = [one for one in every if isinstance(one, type) and issubclass(one, PublicCallback)]
+        for one, name in product(kinds, ("log", "log_dict")):  # methods of the module, put there by the Trainer
+            if name in vars(one):
+                delattr(one, name)
+        kind = kinds[0]
         needed = [f"{name}=..." for name, one in arguments_of(kind).items() if one.default is Parameter.empty]
         raise TypeError(
             f"`callbacks` must be a list of instances, got the class {kind.__name__}. "

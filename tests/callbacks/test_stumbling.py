@@ -39,6 +39,7 @@ def test_a_class_in_place_of_an_instance_is_refused_before_the_first_batch(name,
     call = CALL.get(name, f"{name}()")
     wanted = f"`callbacks` must be a list of instances, got the class {name}. Use callbacks=[{call}]."
     assert str(refused.value) == wanted
+    assert not {"log", "log_dict"} & vars(kind).keys(), "methods of the module, which the class would keep alive"
     assert module.trainer.global_step == 0
 
 

@@ -88,14 +88,14 @@ SILENT = {
 def test_the_start_line_says_what_a_warm_up_leaves_unbounded(said, make, words):
     fit(Tiny(), [make()])
     assert f"; {words}." in said()[0]
-    assert sum("warmup_max_norm" in line for line in said()) == 1
+    assert sum("set warmup_max_norm" in line for line in said()) == 1
     assert said()[0].count(BOUND) == 1
 
 
 @pytest.mark.parametrize("make", SILENT.values(), ids=SILENT.keys())
 def test_the_start_line_is_silent_where_nothing_is_unbounded(said, make):
     fit(Tiny(), [make()])
-    assert not [line for line in said() if "warmup_max_norm" in line or "nothing in" in line]
+    assert not [line for line in said() if "set warmup_max_norm" in line or "nothing in" in line]
 
 
 def test_a_bounded_warm_up_clips_its_steps_and_no_others():
