@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from lightning_calib.callbacks import NonFiniteGuard as NonFiniteGuard
     from lightning_calib.callbacks import PreciseBatchNorm as PreciseBatchNorm
     from lightning_calib.callbacks import ZClip as ZClip
+    from lightning_calib.functional import Observation as Observation
+    from lightning_calib.functional import Policy as Policy
+    from lightning_calib.functional import SegmentReport as SegmentReport
     from lightning_calib.policies import EMARelative as EMARelative
     from lightning_calib.policies import GradientStabilizer as GradientStabilizer
     from lightning_calib.policies import MaxNorm as MaxNorm
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
     from lightning_calib.report.incident import NonFiniteGradientError as NonFiniteGradientError
     from lightning_calib.schedules import DistanceOverGradients as DistanceOverGradients
     from lightning_calib.schedules import InverseNorm as InverseNorm
+    from lightning_calib.schedules import LearningRateRule as LearningRateRule
+    from lightning_calib.schedules import Measurement as Measurement
     from lightning_calib.schedules import Polyak as Polyak
     from lightning_calib.schedules import SpikeBackoff as SpikeBackoff
     from lightning_calib.schedules import refine_schedule as refine_schedule
@@ -41,8 +46,9 @@ _HOMES = {
         "AGC AdaGC AutoClip GradientCentralize GradientClip GradientMonitor GradientNormalize GradientValueClip "
         "LearningRateControl NonFiniteGuard PreciseBatchNorm ZClip"
     ),
+    "functional": "Observation Policy SegmentReport",
     "report.incident": "NonFiniteGradientError",
-    "schedules": "DistanceOverGradients InverseNorm Polyak SpikeBackoff refine_schedule",
+    "schedules": "DistanceOverGradients InverseNorm LearningRateRule Measurement Polyak SpikeBackoff refine_schedule",
     "policies": "EMARelative GradientStabilizer MaxNorm Percentile WeightRelative ZScore",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

@@ -173,7 +173,7 @@ def test_every_public_name_is_there_and_explained(name: str) -> None:
     if isinstance(thing, type) and issubclass(thing, Exception):
         return
     assert ">>>" in text, f"{name}: no example"
-    assert "Raises:" in text, f"{name}: no `Raises`"
+    assert "Raises:" in text or issubclass(thing, tuple), f"{name}: no `Raises`"  # a record refuses nothing
     for argument in inspect.signature(thing).parameters:
         assert f"{argument}:" in text, f"{name}: `{argument}` is not explained"
     if import_module("lightning_calib.callbacks").__dict__.get(name) is thing:

@@ -20,6 +20,7 @@ from lightning_calib.functional.checks import check_number, message
 from lightning_calib.functional.dtensor import whole
 from lightning_calib.functional.plan import Plan
 from lightning_calib.functional.segments import Segments
+from lightning_calib.schedules.contract import check_rule
 from lightning_calib.schedules.rule import LearningRateRule, Measurement
 from lightning_calib.steps.gradient_view import GradientView
 from lightning_calib.steps.optimizer_memory import OptimizerMemory
@@ -37,6 +38,7 @@ class RuleMemory:
         self.segments = Segments.of(plan, "group")
         # A param group without parameters has no segment.
         self.groups = list(dict.fromkeys(plan.groups))
+        check_rule(rule, self.segments)
         norms = torch.zeros(len(self.segments), dtype=plan.dtype, device=plan.device)
         self.state: Any = rule.init(norms)
         self._start = StartDistance(self.segments, rule) if rule.needs_distance else None

@@ -14,9 +14,9 @@ from lightning_calib.fit.participant import FitStart, Needs, Row
 from lightning_calib.functional.checks import check_flag, message
 from lightning_calib.functional.clip import check_norm_type
 from lightning_calib.functional.judge import Policy
+from lightning_calib.functional.max_norm import MaxNorm, policy_of
 from lightning_calib.functional.plan import Plan
 from lightning_calib.functional.segments import Scope, Segments, check_scope
-from lightning_calib.policies import MaxNorm
 from lightning_calib.policies.warmup import Warmup
 from lightning_calib.steps.gradient_view import GradientView
 from lightning_calib.steps.optimizer_memory import OptimizerMemory
@@ -28,14 +28,7 @@ PolicyLike = Policy | float | None
 
 def as_policy(name: str, rule: object) -> Policy | None:
     """A number is a fixed threshold, None leaves alone."""
-    if rule is None or isinstance(rule, Policy):
-        return rule
-    if isinstance(rule, (int, float)) and not isinstance(rule, bool):
-        try:
-            return MaxNorm(rule)
-        except ValueError as reason:
-            raise ValueError(f"`{name}` is taken for MaxNorm: {reason}") from reason
-    raise TypeError(message(name, "a number, a policy or None", rule, "Use for instance 1.0 or Percentile(95)."))
+    return None if rule is None else policy_of(name, rule, "a number, a policy or None")
 
 
 class SegmentRescaler(CalibratedCallback):

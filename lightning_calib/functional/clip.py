@@ -1,31 +1,40 @@
 """The door for training loops without Lightning: plan, measure, judge, rescale, report."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
+from types import GeneratorType
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_calib.functional.checks import check_number, message, told
-from lightning_calib.functional.judge import Policy, Report, State, fresh_state, judge, observe, take_up
+from lightning_calib.functional.checks import check_number
+from lightning_calib.functional.contract import check_policy
+from lightning_calib.functional.judge import Policy, SegmentReport, State, fresh_state, judge, observe, take_up
+from lightning_calib.functional.max_norm import policy_of
 from lightning_calib.functional.norms import measure
 from lightning_calib.functional.plan import Plan, Source, tensors_of
 from lightning_calib.functional.rescale import rescale_
+from lightning_calib.functional.segment_names import segment_names
 from lightning_calib.functional.segments import Scope, Segments, check_scope
 
 # Laying a plan takes longer than reading small gradients, so it is kept as long as its module or optimizer lives.
-_laid: WeakKeyDictionary[nn.Module | Optimizer, dict[Scope, Segments]] = WeakKeyDictionary()
+Laid = tuple[Segments, Sequence[str]]
+_laid: WeakKeyDictionary[nn.Module | Optimizer, dict[Scope, Laid]] = WeakKeyDictionary()
+# What of a class of policies has been tried, so that a call without a state, which may be each call, tries it once.
+_tried: WeakKeyDictionary[type[Policy], set[tuple[object, ...]]] = WeakKeyDictionary()
 
 
 @torch.no_grad()
 def clip_grad_(
     parameters: Source,
-    policy: Policy,
+    policy: Policy | float,
     state: State | Mapping[str, Tensor] | None = None,
+    *,
     scope: Scope = "global",
     norm_type: float = 2.0,
-) -> tuple[Report, State]:
+) -> tuple[SegmentReport, State]:
     r"""Clip gradients in place so that no segment's norm exceeds the policy's target.
 
     With the segment norms n and the policy's targets t, each segment k is scaled by
@@ -35,26 +44,29 @@ def clip_grad_(
         parameters: A module (scopes "global", "layer", "parameter", "unit"), an optimizer (all but "layer") or an
             iterable of tensors (all but "layer" and "group"). Call it after ``backward`` and, with a GradScaler,
             after ``scaler.unscale_(optimizer)``.
-        policy: What judges the norms, such as ``MaxNorm(1.0)`` or ``ZScore()``.
+        policy: What judges the norms, such as ``ZScore()``; a number is ``MaxNorm``.
         state: What this function returned last time, or its ``_asdict()`` from a checkpoint; None starts afresh.
         scope: What makes a segment.
         norm_type: The p of the p-norm, above 0; ``math.inf`` for the largest magnitude.
 
     Returns:
-        The report, K-shaped tensors, and the policy's state for the next call: a NamedTuple of tensors
-        (``state._asdict()`` for a checkpoint).
+        The report, a ``SegmentReport``: K-shaped tensors and the segments' names. And the policy's state for the next
+        call, a NamedTuple of tensors (``state._asdict()`` for a checkpoint).
 
     Raises:
-        TypeError: If ``policy`` is not a policy, or ``parameters`` holds something else than tensors.
+        TypeError: If ``policy`` is neither a policy nor a number, or ``parameters`` holds something else than tensors;
+            on the first call with a policy of your own, if it returns something else than a ``Policy`` must.
         ValueError: If the scope cannot be told from ``parameters``, the state is of another policy or of other
             segments, or it would take over 64 MB.
 
+    Warns:
+        UserWarning: If ``parameters`` is a generator with nothing left in it, as torch does.
+
     Example:
         >>> import torch
-        >>> from lightning_calib import MaxNorm
         >>> weight = torch.nn.Parameter(torch.zeros(2))
         >>> weight.grad = torch.tensor([3.0, 4.0])
-        >>> report, state = clip_grad_([weight], MaxNorm(1.0))
+        >>> report, state = clip_grad_([weight], 1.0)
         >>> weight.grad
         tensor([0.6000, 0.8000])
         >>> report.norms, report.coefficients
@@ -67,21 +79,17 @@ def clip_grad_(
         Pascanu, Mikolov and Bengio, *On the difficulty of training recurrent neural networks*, ICML 2013,
         Algorithm 1 (``MaxNorm`` with ``scope="global"``).
     """
-    if not isinstance(policy, Policy):
-        remedy = (
-            f"Write `MaxNorm({told(policy)})`."
-            if isinstance(policy, (int, float))
-            else "Pass for instance MaxNorm(1.0)."
-        )
-        raise TypeError(message("policy", "a policy of this package", policy, remedy))
+    policy = policy_of("policy", policy)
     check_norm_type(norm_type)
     check_scope(scope)
-    segments = _segments(parameters, scope)
+    segments, names = _segments(parameters, scope)
     plan = segments.plan
+    if not isinstance(state, tuple):
+        _try(policy, segments)
     reading = measure(plan, gradients := plan.gradients(), norm_type, units=scope == "unit")
     observation = observe(segments, reading, weights=policy.needs_weights)
     before = fresh_state(policy, segments) if state is None else take_up(policy, state, segments)
-    report, after = judge(policy, observation, before)
+    report, after = judge(policy, observation, before, names)
     rescale_(plan, gradients, segments.spread(report.coefficients))
     return report, after
 
@@ -91,10 +99,23 @@ def check_norm_type(norm_type: object) -> None:
     check_number("norm_type", norm_type, "Use 2.0 (Euclidean) or math.inf (largest magnitude).", 0, ends="(]")
 
 
-def _segments(source: Source, scope: Scope) -> Segments:
+def _segments(source: Source, scope: Scope) -> Laid:
     if not isinstance(source, (nn.Module, Optimizer)):
-        return Segments.of(Plan.of(source), scope)
+        plan = Plan.of(source)
+        if isinstance(source, GeneratorType) and not plan.tensors:
+            warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=4)
+        segments = Segments.of(plan, scope)
+        return segments, segment_names(segments)
     known = _laid.setdefault(source, {}).get(scope)
-    if known is None or not known.plan.holds(tensors_of(source)):
-        known = _laid[source][scope] = Segments.of(Plan.of(source), scope)
+    if known is None or not known[0].plan.holds(tensors_of(source)):
+        segments = Segments.of(Plan.of(source), scope)
+        known = _laid[source][scope] = segments, segment_names(segments)
     return known
+
+
+def _try(policy: Policy, segments: Segments) -> None:
+    known = _tried.setdefault(type(policy), set())
+    key = (policy.kind, len(segments), segments.plan.dtype, segments.plan.device)
+    if key not in known:
+        check_policy(policy, segments)
+        known.add(key)

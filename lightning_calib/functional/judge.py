@@ -1,8 +1,8 @@
 """Judging: what a policy sees, what it answers, and what becomes of each segment."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -12,18 +12,39 @@ from lightning_calib.functional.norms import Reading, measure
 from lightning_calib.functional.saved_state import DamagedStateError, restored, tensor_fits
 from lightning_calib.functional.segments import Segments
 
-# A NamedTuple of tensors; empty for a policy without memory.
-State = tuple[Any, ...]
 STATE_LIMIT = 64 * 2**20  # bytes, for one policy of one optimizer: it goes into every checkpoint
 
 
+class State(Protocol):
+    """What a policy or a learning-rate rule remembers: any NamedTuple of tensors, empty for one without memory."""
+
+    def _asdict(self) -> dict[str, Any]:
+        """The tensors by the names of their fields, for a checkpoint."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """The tensors in the order of the fields."""
+
+    def __len__(self) -> int:
+        """The number of fields."""
+
+
 class Observation(NamedTuple):
-    """What a policy sees of K segments.
+    """What a policy sees of the K segments of one optimizer step; all tensors on one device.
 
     Attributes:
-        norms: Shape (K,), 0 where there is no gradient, inf or nan where it is not finite.
+        norms: Shape (K,), in the unit of the gradient: unscaled, of a whole window of accumulation; 0 where there is
+            no gradient, inf or nan where it is not finite. float64 where a gradient is, else float32.
         observed: Shape (K,), bool: finite and above zero. Only such norms may enter a policy's state.
-        weight_norms: Shape (K,): the norms of the weights; None unless the policy ``needs_weights``.
+        weight_norms: Shape (K,), in the unit of the weights, of the dtype of ``norms``; None unless the policy
+            ``needs_weights``.
+
+    Example:
+        >>> import torch
+        >>> from lightning_calib import MaxNorm, Observation
+        >>> norms, policy = torch.tensor([3.0, 0.0]), MaxNorm(1.0)
+        >>> targets, state = policy(Observation(norms, norms > 0), policy.init(norms))
+        >>> targets
+        tensor([1., 1.])
     """
 
     norms: Tensor
@@ -50,9 +71,43 @@ class Method(ABC):
 
 
 class Policy(Method):
-    """From observed norms to target norms. A frozen dataclass of hyper-parameters; its state is a value.
+    """From observed norms to target norms: the base of every policy, and of your own.
 
-    A target of inf is no opinion (a warm-up, say): that segment is left alone.
+    A subclass holds hyper-parameters that never change, best as a frozen dataclass; what it remembers is a value that
+    it is given and gives back. ``init(norms)`` returns the first state, a NamedTuple of tensors on the device of
+    ``norms``, made from its shape, device and dtype alone. ``policy(observation, state)`` returns the target norms,
+    shape (K,), of the dtype and on the device of ``observation.norms``, at least 0, and the next state, with the same
+    fields, shapes and dtypes. It writes into neither argument, keeps nothing in itself, and lets only norms where
+    ``observation.observed`` enter the state. A target of inf is no opinion (a warm-up, say): that segment is left
+    alone.
+
+    Attributes:
+        needs_weights: Whether ``observation.weight_norms`` must be measured.
+
+    Raises:
+        TypeError: When a policy is first used with an optimizer: if it returns something else than it must.
+        ValueError: Likewise, if a shape, a dtype or a device is another, if it writes into its arguments, or if its
+            state takes more than 64 MB.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from typing import NamedTuple
+        >>> import torch
+        >>> from lightning_calib import Observation, Policy
+        >>> class Last(NamedTuple):
+        ...     norms: torch.Tensor
+        >>> @dataclass(frozen=True)
+        ... class AtMostTwice(Policy):
+        ...     def init(self, norms: torch.Tensor) -> Last:
+        ...         return Last(torch.full_like(norms, torch.inf))
+        ...     def __call__(self, observation: Observation, state: Last) -> tuple[torch.Tensor, Last]:
+        ...         norms = torch.where(observation.observed, observation.norms, state.norms)
+        ...         return 2 * state.norms, Last(norms)
+        >>> policy, state = AtMostTwice(), AtMostTwice().init(torch.zeros(1))
+        >>> for norm in (1.0, 5.0):
+        ...     targets, state = policy(Observation(torch.tensor([norm]), torch.tensor([True])), state)
+        >>> targets
+        tensor([2.])
     """
 
     needs_weights: ClassVar[bool] = False
@@ -62,20 +117,43 @@ class Policy(Method):
         """Return the target norms, shape (K,), and the next state; neither argument is changed."""
 
 
-class Report(NamedTuple):
-    """What happened to K segments in one step; every tensor has shape (K,).
+class _Judged(NamedTuple):
+    norms: Tensor
+    observed: Tensor
+    targets: Tensor
+    coefficients: Tensor
+
+
+class SegmentReport(_Judged):
+    """What happened to K segments in one step: a tuple of four tensors, each of shape (K,), and the segments' names.
 
     Attributes:
         norms: Before the rescale.
         observed: Whether the segment was judged by its norm at all: finite and above zero.
         targets: What the policy wanted; inf for no opinion.
         coefficients: What the gradient was multiplied by; exactly 1 where it was left alone.
+        names: What each segment is called: ``"global"``, ``"group 0"``, the name of a module or of a parameter, or
+            of a parameter's row, ``"head.weight[3]"``.
+
+    Example:
+        >>> import torch
+        >>> from lightning_calib.functional import clip_grad_
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> layer.weight.grad, layer.bias.grad = torch.tensor([[3.0, 4.0]]), torch.tensor([0.5])
+        >>> report, _ = clip_grad_(layer, 1.0, scope="parameter")
+        >>> dict(zip(report.names, report.clipped.tolist()))
+        {'weight': True, 'bias': False}
     """
 
-    norms: Tensor
-    observed: Tensor
-    targets: Tensor
-    coefficients: Tensor
+    names: Sequence[str] = ()
+
+    def __new__(
+        cls, norms: Tensor, observed: Tensor, targets: Tensor, coefficients: Tensor, names: Sequence[str] = ()
+    ) -> "SegmentReport":
+        """The tensors are the tuple's items; the names stand beside it."""
+        report = super().__new__(cls, norms, observed, targets, coefficients)
+        report.names = names
+        return report
 
     @property
     def clipped(self) -> Tensor:
@@ -97,16 +175,18 @@ def _read_weights(segments: Segments, reading: Reading) -> Reading:
     return measure(segments.plan, values, reading.norm_type, units=segments.scope == "unit")
 
 
-def judge(policy: Policy, observation: Observation, state: State, *, clip: bool = True) -> tuple[Report, State]:
+def judge(
+    policy: Policy, observation: Observation, state: State, names: Sequence[str] = (), *, clip: bool = True
+) -> tuple[SegmentReport, State]:
     """Ask the policy; targets t and norms n make the coefficients t / n, where t < n only if ``clip``."""
     norms, observed, _ = observation
     targets, state = policy(observation, state)
     act = observed & (targets < norms if clip else targets.isfinite())
-    return Report(norms, observed, targets, torch.where(act, targets / norms, 1.0)), state
+    return SegmentReport(norms, observed, targets, torch.where(act, targets / norms, 1.0), names), state
 
 
-def fresh_state(policy: Policy, segments: Segments) -> State:
-    """The policy's first state for these segments.
+def fresh_state(policy: Method, segments: Segments) -> State:
+    """The policy's, or the rule's, first state for these segments.
 
     Raises:
         ValueError: If it would take more than 64 MB, or the policy refuses that many segments.
@@ -131,7 +211,7 @@ def take_up(policy: Policy, state: State | Mapping[str, Tensor], segments: Segme
             file, holds something damaged.
     """
     planned = _planned(policy, segments)
-    likes: dict[str, Tensor] = planned._asdict()  # type: ignore[attr-defined]
+    likes: dict[str, Tensor] = planned._asdict()
     if isinstance(state, Mapping) and state.keys() == likes.keys():
         try:
             return restored(dict(state), fresh_state(policy, segments), "state")
@@ -146,5 +226,5 @@ def take_up(policy: Policy, state: State | Mapping[str, Tensor], segments: Segme
     raise ValueError(message("state", rule, told, "Pass None to start afresh."))
 
 
-def _planned(policy: Policy, segments: Segments) -> State:
+def _planned(policy: Method, segments: Segments) -> State:
     return policy.init(torch.empty(len(segments), dtype=segments.plan.dtype, device="meta"))

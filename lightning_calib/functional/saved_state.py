@@ -2,14 +2,19 @@
 
 from collections.abc import Collection, Mapping
 from math import isfinite, isnan
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from lightning_calib.functional.checks import told
 
-S = TypeVar("S", bound=tuple[Any, ...])
+
+class _Fields(Protocol):
+    def _asdict(self) -> dict[str, Any]: ...
+
+
+S = TypeVar("S", bound=_Fields)
 _RULES = {bool: "True or False", float: "a finite number", str: "a text", dict: "a dictionary", list: "a list"}
 
 
@@ -88,13 +93,13 @@ def restored(saved: Any, fresh: S, key: str) -> S:
     Raises:
         DamagedStateError: If something does not fit.
     """
-    likes: dict[str, Any] = fresh._asdict()  # type: ignore[attr-defined]
+    likes = fresh._asdict()
     check_keys(saved, likes, key)
     for name in getattr(fresh, "grows", ()):
         if tensor_fits(saved[name], likes[name], grows=True):
             likes[name] = likes[name][..., :1].expand(saved[name].shape)
     check_saved(saved, likes, key)
-    found = type(fresh)(**on_device(saved, likes))
+    found: S = cast(Any, type(fresh))(**on_device(saved, likes))
     flaw = found.flaw() if hasattr(found, "flaw") else ""
     if flaw:
         raise DamagedStateError(f"`{key}` contradicts itself: {flaw}")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_calib.functional.checks import check_number
 from lightning_calib.functional.judge import Observation, Policy
-from lightning_calib.policies.max_norm import Stateless
+from lightning_calib.functional.max_norm import Stateless
 
 
 @dataclass(frozen=True)

@@ -44,9 +44,8 @@ class DistanceOverGradients(LearningRateRule):
 
     Example:
         >>> import torch
-        >>> from lightning_calib import DistanceOverGradients
-        >>> from lightning_calib.schedules.rule import Measurement
-        >>> rule, norms = DistanceOverGradients(), torch.tensor([2.0])
+        >>> from lightning_calib import DistanceOverGradients, Measurement
+                >>> rule, norms = DistanceOverGradients(), torch.tensor([2.0])
         >>> where = {"distances": torch.tensor([0.5]), "start_norms": torch.tensor([3.0])}
         >>> factors, _ = rule(Measurement(norms, norms > 0, **where), rule.init(norms))
         >>> factors

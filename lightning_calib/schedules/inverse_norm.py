@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_calib.functional.checks import check_number
-from lightning_calib.policies.max_norm import Stateless
+from lightning_calib.functional.max_norm import Stateless
 from lightning_calib.schedules.rule import LearningRateRule, Measurement
 
 
@@ -27,9 +27,8 @@ class InverseNorm(LearningRateRule):
 
     Example:
         >>> import torch
-        >>> from lightning_calib import InverseNorm
-        >>> from lightning_calib.schedules.rule import Measurement
-        >>> norms = torch.tensor([4.0, 0.5])
+        >>> from lightning_calib import InverseNorm, Measurement
+                >>> norms = torch.tensor([4.0, 0.5])
         >>> rule = InverseNorm()
         >>> factors, _ = rule(Measurement(norms, norms > 0), rule.init(norms))
         >>> factors

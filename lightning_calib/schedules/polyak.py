@@ -44,9 +44,8 @@ class Polyak(LearningRateRule):
 
     Example:
         >>> import torch
-        >>> from lightning_calib import Polyak
-        >>> from lightning_calib.schedules.rule import Measurement
-        >>> rule, norms = Polyak(), torch.tensor([3.0, 4.0])
+        >>> from lightning_calib import Measurement, Polyak
+                >>> rule, norms = Polyak(), torch.tensor([3.0, 4.0])
         >>> factors, _ = rule(Measurement(norms, norms > 0, loss=torch.tensor(2.5)), rule.init(norms))
         >>> factors
         tensor([0.2000, 0.2000])

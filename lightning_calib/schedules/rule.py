@@ -11,15 +11,25 @@ from lightning_calib.functional.judge import Method, State
 
 
 class Measurement(NamedTuple):
-    """One step of an optimizer with G param groups; all tensors on one device, of one floating dtype.
+    """What a learning-rate rule sees of one step of an optimizer with G param groups; all tensors on one device.
 
     Attributes:
-        norms: Shape (G,): the 2-norm of each group's gradient, unscaled, before any clipping.
+        norms: Shape (G,): the 2-norm of each group's gradient, unscaled, before any clipping. float64 where a gradient
+            is, else float32.
         observed: Shape (G,), bool: finite and above zero. Only such groups may enter a rule's state.
-        loss: Shape (): unscaled, undivided, the mean over ranks; None unless the rule ``needs_loss``.
-        distances: Shape (G,): how far each group's weights are from where they started; None unless the rule
-            ``needs_distance``.
+        loss: Shape (), in the unit and the dtype of the loss: unscaled, undivided, the mean over ranks; None unless
+            the rule ``needs_loss``.
+        distances: Shape (G,), in the unit of the weights, of the dtype of ``norms``: how far each group's weights are
+            from where they started; None unless the rule ``needs_distance``.
         start_norms: Shape (G,): the norm of each group's weights where they started; None likewise.
+
+    Example:
+        >>> import torch
+        >>> from lightning_calib import InverseNorm, Measurement
+        >>> norms, rule = torch.tensor([4.0]), InverseNorm()
+        >>> factors, state = rule(Measurement(norms, norms > 0), rule.init(norms))
+        >>> factors
+        tensor([0.2500])
     """
 
     norms: Tensor
@@ -44,15 +54,46 @@ class Setting(NamedTuple):
 
 
 class LearningRateRule(Method):
-    """From a measurement to factors on the learning rates. A frozen dataclass; its state is a value.
+    """From a measurement to factors on the learning rates: the base of every rule, and of your own.
 
-    A group that is not observed gets the factor 1 and leaves the state as it is.
+    A subclass holds hyper-parameters that never change, best as a frozen dataclass; what it remembers is a value that
+    it is given and gives back. ``init(norms)`` returns the first state, a NamedTuple of tensors on the device of
+    ``norms``, made from its shape, device and dtype alone. ``rule(measurement, state)`` returns the factors, shape
+    (G,), of the dtype and on the device of ``measurement.norms``, finite and at least 0, and the next state, with the
+    same fields, shapes and dtypes. It writes into neither argument and keeps nothing in itself. A group that is not
+    observed gets the factor 1 and leaves the state as it is.
 
     Attributes:
         needs_loss: Whether the measurement must have the loss.
         needs_distance: Whether it must have the distances.
         meant_for: What the rule is meant to control; None: whatever learning rate the user has chosen. With another
             rate ``LearningRateControl`` warns at the start of training.
+
+    Raises:
+        TypeError: When a rule is first used with an optimizer: if it returns something else than it must.
+        ValueError: Likewise, if a shape, a dtype, a device or a number is another, if it writes into its arguments, or
+            if its state takes more than 64 MB.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from typing import NamedTuple
+        >>> import torch
+        >>> from lightning_calib import LearningRateRule, Measurement
+        >>> class Largest(NamedTuple):
+        ...     norms: torch.Tensor
+        >>> @dataclass(frozen=True)
+        ... class OverLargest(LearningRateRule):
+        ...     def init(self, norms: torch.Tensor) -> Largest:
+        ...         return Largest(torch.zeros_like(norms))
+        ...     def __call__(self, measurement: Measurement, state: Largest) -> tuple[torch.Tensor, Largest]:
+        ...         norms, observed, *_ = measurement
+        ...         largest = torch.where(observed, torch.maximum(norms, state.norms), state.norms)
+        ...         return torch.where(observed, norms / largest, 1.0), Largest(largest)
+        >>> rule, state = OverLargest(), OverLargest().init(torch.zeros(1))
+        >>> for norm in (4.0, 1.0):
+        ...     factors, state = rule(Measurement(torch.tensor([norm]), torch.tensor([True])), state)
+        >>> factors
+        tensor([0.2500])
     """
 
     needs_loss: ClassVar[bool] = False

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_calib.functional.checks import check_number, message, told
+from lightning_calib.functional.contract import check_first_state
 from lightning_calib.functional.judge import Observation, Policy, State
 from lightning_calib.policies.zscore import ZScore
 from lightning_calib.schedules.rule import LearningRateRule, Measurement
@@ -37,13 +38,12 @@ class SpikeBackoff(LearningRateRule):
         recovery: r, by what the factor grows on every other step, in (1, inf). Ours.
 
     Raises:
-        TypeError: If an argument has the wrong type.
+        TypeError: If an argument has the wrong type, or the policy is not hashable.
         ValueError: If one is out of range, or the policy needs the weights.
 
     Example:
         >>> import torch
-        >>> from lightning_calib import MaxNorm, SpikeBackoff
-        >>> from lightning_calib.schedules.rule import Measurement
+        >>> from lightning_calib import MaxNorm, Measurement, SpikeBackoff
         >>> rule = SpikeBackoff(MaxNorm(2.0))
         >>> state = rule.init(torch.zeros(1))
         >>> for norm in (1.0, 5.0, 5.0, 1.0):
@@ -75,6 +75,11 @@ class SpikeBackoff(LearningRateRule):
         if self.policy.needs_weights:
             rule = "a policy that needs no weights"
             raise ValueError(message("policy", rule, self.policy, "Use ZScore() or EMARelative()."))
+        try:
+            hash(self.policy)
+        except TypeError as reason:
+            remedy = "Declare its class with `@dataclass(frozen=True)`, and write tuples in place of lists."
+            raise TypeError(message("policy", "hashable", self.policy, remedy)) from reason
         check_number("backoff", self.backoff, "Use 0.5 to halve the rate at a spike.", 0, 1, ends="()")
         check_number("recovery", self.recovery, "Use 1.05 to win back a halving in 15 steps.", 1, inf, ends="()")
 
@@ -102,7 +107,7 @@ class SpikeBackoff(LearningRateRule):
 @cache
 def _types(policy: Policy) -> tuple[Callable[..., State], Callable[..., State]]:
     """The class of the policy's state, and the class of ours: the factors, then the fields of the policy's state."""
-    first: Any = policy.init(torch.empty(1, device="meta"))
+    first: Any = check_first_state(policy, torch.empty(1, device="meta"))
     inner, fields = type(first), ["factors", *(f"policy_{name}" for name in first._fields)]
     outer = cast(Any, namedtuple)("SpikeBackoffState", fields)
     outer.grows = tuple(f"policy_{name}" for name in getattr(first, "grows", ()))

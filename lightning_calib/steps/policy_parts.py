@@ -5,8 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_calib.functional.judge import Policy, Report, State, fresh_state, judge, observe
+from lightning_calib.functional.contract import check_policy
+from lightning_calib.functional.judge import Policy, SegmentReport, State, fresh_state, judge, observe
 from lightning_calib.functional.saved_state import check_kind, entry
+from lightning_calib.functional.segment_names import segment_names
 from lightning_calib.functional.segments import Segments
 from lightning_calib.steps.gradient_view import GradientView
 from lightning_calib.steps.saved_state import Losses, pack, unpack
@@ -16,14 +18,15 @@ class Part:
     """A policy, its segments, its state, and what it did last."""
 
     def __init__(self, policy: Policy, segments: Segments) -> None:
-        self.policy, self.segments = policy, segments
+        self.policy, self.segments, self.names = policy, segments, segment_names(segments)
+        check_policy(policy, segments)
         self.state: State = fresh_state(policy, segments)
-        self.report: Report | None = None
+        self.report: SegmentReport | None = None
 
-    def judge(self, view: GradientView, norm_type: float, *, clip: bool) -> Report:
+    def judge(self, view: GradientView, norm_type: float, *, clip: bool) -> SegmentReport:
         """Judge this step's norms; the state moves on."""
         observation = observe(self.segments, view.reading(norm_type), weights=self.policy.needs_weights)
-        self.report, self.state = judge(self.policy, observation, self.state, clip=clip)
+        self.report, self.state = judge(self.policy, observation, self.state, self.names, clip=clip)
         return self.report
 
     def saved(self) -> dict[str, Any]:

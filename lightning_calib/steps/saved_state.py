@@ -27,8 +27,7 @@ def to_host(state: dict[str, Any]) -> dict[str, Any]:
 
 def pack(kind: str, segments: Segments, state: State) -> dict[str, Any]:
     """A method's state as a checkpoint holds it, with what it must be of to be taken up again."""
-    fields: dict[str, Any] = state._asdict()  # type: ignore[attr-defined]
-    return {"version": 1, "kind": kind, "segments": segments.digest, "state": to_host(fields)}
+    return {"version": 1, "kind": kind, "segments": segments.digest, "state": to_host(state._asdict())}
 
 
 def unpack(saved: Any, kind: str, segments: Segments, now: State, key: str, *more: str) -> State | None:

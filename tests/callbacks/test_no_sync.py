@@ -147,4 +147,4 @@ def test_functional_door_never_looks(policy, scope):
     for _ in range(3):
         optimizer.zero_grad()
         module.training_step(None, 0).backward()
-        _, state = clip_grad_(module if scope == "layer" else optimizer, policy, state, scope)
+        _, state = clip_grad_(module if scope == "layer" else optimizer, policy, state, scope=scope)

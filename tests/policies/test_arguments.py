@@ -90,7 +90,7 @@ BAD = [
     (WeightRelative, {"min_weight_norm": -1e-3}, V, "in (0, inf)", "-0.001"),
     (WeightRelative, {"min_weight_norm": "1e-3"}, T, "a number", "'1e-3'"),
     # Arguments of clip_grad_ itself.
-    (clip_grad_, {"policy": 1.0}, T, "policy", "1.0"),
+    (clip_grad_, {"policy": True}, T, "a number or a policy", "True"),
     (clip_grad_, {"policy": None}, T, "policy", "None"),
     (clip_grad_, {"policy": MaxNorm}, T, "policy", repr(MaxNorm)),
     (clip_grad_, {"policy": "zclip"}, T, "policy", "'zclip'"),
@@ -151,9 +151,22 @@ def test_a_fraction_is_told_which_percentile_it_would_be(fraction: float, remedy
 
 
 @pytest.mark.parametrize("number", [1, 2.5, 0.1])
-def test_a_bare_number_is_told_how_to_become_a_policy(number: float) -> None:
-    with pytest.raises(TypeError, match=re.escape(f"MaxNorm({number})")):
-        clip_grad_(gradient_families.Net(), number)
+def test_a_bare_number_is_max_norm(number: float) -> None:
+    (_, gradient), (_, expected) = ((clip_grad_([w := ones()], policy), w.grad) for policy in (number, MaxNorm(number)))
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=0)
+    assert gradient.norm() < 10
+
+
+def ones() -> torch.nn.Parameter:
+    weight = torch.nn.Parameter(torch.zeros(10, 10))
+    weight.grad = torch.ones(10, 10)
+    return weight
+
+
+@pytest.mark.parametrize("number", [0, -1.0, NAN])
+def test_a_number_that_cannot_be_a_norm_is_told_as_what_it_was_taken(number: float) -> None:
+    with pytest.raises(ValueError, match=re.escape("`policy` is taken for MaxNorm: `max_norm` must be in (0, inf]")):
+        clip_grad_([ones()], number)
 
 
 GOOD: list[Callable[[], object]] = [

@@ -175,9 +175,9 @@ def every_policy_at_every_scope_decides_as_one_process_does() -> None:
             for step, gain in enumerate((1.0, 0.9, 1.1, 1.0, 0.01, 1.0, 5.0, 1.0)):
                 for module in (plain, ours):
                     fill(module, step, gain)
-                expected, state = clip_grad_(plain, policy, state, scope)
+                expected, state = clip_grad_(plain, policy, state, scope=scope)
                 with counted() as calls:
-                    report, other = clip_grad_(ours, policy, other, scope)
+                    report, other = clip_grad_(ours, policy, other, scope=scope)
                 assert calls == {"all_reduce": 2 if policy.needs_weights else 1}
                 torch.testing.assert_close(report, expected, rtol=1e-5, atol=1e-6)
                 torch.testing.assert_close(tuple(other), tuple(state), rtol=1e-5, atol=1e-6)

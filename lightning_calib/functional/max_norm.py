@@ -1,4 +1,4 @@
-"""A fixed threshold."""
+"""A fixed threshold, which a plain number stands for."""
 
 from dataclasses import dataclass
 from math import inf
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_calib.functional.checks import check_number
+from lightning_calib.functional.checks import check_number, message
 from lightning_calib.functional.judge import Observation, Policy
 
 
@@ -56,3 +56,20 @@ class MaxNorm(Policy):
     def __call__(self, observation: Observation, state: Stateless) -> tuple[Tensor, Stateless]:
         """The same target for each of the K segments."""
         return torch.full_like(observation.norms, self.max_norm), state
+
+
+def policy_of(name: str, value: object, rule: str = "a number or a policy") -> Policy:
+    """A policy as it is; a number is a fixed threshold.
+
+    Raises:
+        TypeError: If the argument ``name`` is neither; ``rule`` says what it must be.
+        ValueError: If the number is not above 0.
+    """
+    if isinstance(value, Policy):
+        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            return MaxNorm(value)
+        except ValueError as reason:
+            raise ValueError(f"`{name}` is taken for MaxNorm: {reason}") from reason
+    raise TypeError(message(name, rule, value, "Use for instance 1.0 or Percentile(95)."))
