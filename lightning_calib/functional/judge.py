@@ -118,6 +118,8 @@ class Policy(Method):
 
 
 class _Judged(NamedTuple):
+    """The tensors of a report."""
+
     norms: Tensor
     observed: Tensor
     targets: Tensor

@@ -1,5 +1,6 @@
 """One policy over one set of an optimizer's tensors, and the parts that a callback has for one optimizer."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ class Part:
     """A policy, its segments, its state, and what it did last."""
 
     def __init__(self, policy: Policy, segments: Segments) -> None:
-        self.policy, self.segments, self.names = policy, segments, segment_names(segments)
+        self.policy, self.segments = policy, segments
+        self.names: Sequence[str] = segment_names(segments)
         check_policy(policy, segments)
         self.state: State = fresh_state(policy, segments)
         self.report: SegmentReport | None = None
