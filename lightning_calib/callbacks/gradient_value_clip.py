@@ -5,7 +5,7 @@ import torch
 from lightning_calib.callbacks.base import CalibratedCallback
 from lightning_calib.fit.participant import Needs
 from lightning_calib.functional.checks import check_number
-from lightning_calib.functional.elementwise import clamp_
+from lightning_calib.functional.elementwise import clamp_all_
 from lightning_calib.steps.gradient_view import GradientView
 from lightning_calib.steps.step_record import Fired, StepRecord
 
@@ -63,9 +63,6 @@ class GradientValueClip(CalibratedCallback):
         if reduced.device.type == "cpu" and not reduced:
             return record
         view.unscale()
-        bounds = tops.new_full((), self.max_value / record.window_scale).where(over, torch.inf).unbind()
-        for tensor, bound in zip(view.plan.tensors, bounds, strict=True):
-            if bound.device.type != "cpu" or bound < torch.inf:
-                clamp_([tensor], bound)
+        clamp_all_(view.plan, tops.new_full((), self.max_value / record.window_scale).where(over, torch.inf))
         view.look_again()
         return record

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from lightning_calib.functional.batches import change_together_
 from lightning_calib.functional.dtensor import held
 from lightning_calib.functional.mesh_sums import Shards
-from lightning_calib.functional.plan import Plan
+from lightning_calib.functional.plan import Plan, moved
 
 
 @torch.no_grad()
@@ -21,17 +22,46 @@ def clamp_(parameters: Iterable[Tensor], max_value: float | Tensor) -> None:
         TypeError: If a gradient is complex: complex numbers have no order.
     """
     for parameter in parameters:
-        gradient = parameter.grad
-        if gradient is None:
-            continue
-        if gradient.is_complex():
-            raise TypeError("Complex gradients cannot be clamped by value. Clip their norm: GradientClip(1.0).")
-        if gradient.is_sparse:
-            parameter.grad = gradient = gradient.coalesce()
-            gradient = gradient._values()
-        gradient = held(gradient)
-        limit = torch.as_tensor(max_value, dtype=gradient.dtype, device=gradient.device)
-        gradient.clamp_(-limit, limit)
+        gradient = _ordered(parameter)
+        if gradient is not None:
+            limit = torch.as_tensor(max_value, dtype=gradient.dtype, device=gradient.device)
+            gradient.clamp_(-limit, limit)
+
+
+@torch.no_grad()
+def clamp_all_(plan: Plan, bounds: Tensor) -> None:
+    """The same for a plan's gradients, each with its own bound, shape (T,); one of inf keeps the bits.
+
+    Bounds on the CPU are looked at, and only what has a finite one is written; elsewhere everything is.
+    """
+    chosen = (
+        range(len(plan.tensors)) if bounds.device.type != "cpu" else (bounds < torch.inf).nonzero().flatten().tolist()
+    )
+    gradients: list[Tensor | None] = [None] * len(plan.tensors)
+    for i in chosen:
+        gradients[i] = plan.tensors[i].grad
+    of_units = torch.split(bounds[plan.unit_owner], list(plan.unit_counts))
+
+    def clamp(members: list[int], rows: Tensor) -> None:
+        limits = moved(torch.cat([of_units[i] for i in members]), rows.device).to(rows.dtype)
+        limits = limits.view(-1, *[1] * (rows.ndim - 1))
+        rows.clamp_min_(-limits).clamp_max_(limits)  # several times as fast as `clamp_` with two tensors
+
+    for i in change_together_(plan.by_unit, gradients, clamp):
+        clamp_([plan.tensors[i]], bounds[i])
+
+
+def _ordered(parameter: Tensor) -> Tensor | None:
+    """What is to be clamped of the parameter's gradient."""
+    gradient = parameter.grad
+    if gradient is None:
+        return None
+    if gradient.is_complex():
+        raise TypeError("Complex gradients cannot be clamped by value. Clip their norm: GradientClip(1.0).")
+    if gradient.is_sparse:
+        parameter.grad = gradient = gradient.coalesce()
+        gradient = gradient._values()
+    return held(gradient)
 
 
 @torch.no_grad()
@@ -59,11 +89,17 @@ def centralize_all_(plan: Plan, members: Sequence[int]) -> None:
     """The same for several tensors; where processes share the fan-in among them, one collective per mesh for all."""
     shards = plan.shards
     split = [] if shards is None else [i for i in members if plan.tensors[i].ndim > 1 and shards.splits_units(i)]
-    for i in members:
-        if i not in split:
-            centralize_(plan, i)
+    chosen = set(members) - set(split)
+    gradients = [tensor.grad if i in chosen and tensor.ndim > 1 else None for i, tensor in enumerate(plan.tensors)]
+    for i in change_together_(plan.by_unit, gradients, _subtract_means_):
+        centralize_(plan, i)
     if split and shards is not None:
         _centralize_split_(plan, shards, set(split))
+
+
+def _subtract_means_(_: list[int], rows: Tensor) -> None:
+    if rows[0].numel() > 1:
+        rows.sub_(rows.mean(dim=tuple(range(1, rows.ndim)), keepdim=True))
 
 
 def _centralize_split_(plan: Plan, shards: Shards, members: set[int]) -> None:

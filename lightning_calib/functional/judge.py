@@ -173,7 +173,7 @@ def observe(segments: Segments, reading: Reading, *, weights: bool = False) -> O
 def _read_weights(segments: Segments, reading: Reading) -> Reading:
     values: list[Tensor | None] = [None] * len(segments.plan.tensors)
     for i in segments.members:
-        values[i] = segments.plan.tensors[i].detach()
+        values[i] = segments.plan.tensors[i]
     return measure(segments.plan, values, reading.norm_type, units=segments.scope == "unit")
 
 

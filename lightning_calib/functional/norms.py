@@ -8,9 +8,9 @@ from math import inf
 import torch
 from torch import Tensor
 
-from lightning_calib.functional.dtensor import held, is_sharded
-from lightning_calib.functional.mesh_sums import Shards
-from lightning_calib.functional.plan import Plan, moved
+from lightning_calib.functional.dtensor import held
+from lightning_calib.functional.piece_norms import piece_norms
+from lightning_calib.functional.plan import Plan
 from lightning_calib.functional.rescale import rescale_
 
 
@@ -43,11 +43,25 @@ class Reading:
         """Norms of the tensors, shape (T,)."""
         if not self.by_unit or not self.plan.tensors:
             return self.pieces
+        if self.plan.device.type == "cpu" and not self.scaled:
+            return self._from_powers()
         each = torch.split(self.pieces, list(self.plan.unit_counts))
         if self.scaled:
             return torch.stack([self.fold(one, 0) for one in each])
         folded = torch._foreach_norm(each, self.norm_type, dtype=self.plan.wide)
         return torch.stack(folded).to(self.plan.dtype)
+
+    def _from_powers(self) -> Tensor:
+        """The tensors' norms from sums of powers; on a GPU the order of such sums would change from run to run."""
+        wide = self.pieces.to(self.plan.wide)
+        sums = wide.new_zeros(len(self.plan.tensors))
+        if self.norm_type == inf:
+            norms = sums.scatter_reduce_(0, self.plan.unit_owner, wide, "amax")
+        elif self.norm_type == 2.0:
+            norms = sums.index_add_(0, self.plan.unit_owner, wide * wide).sqrt()
+        else:
+            norms = sums.index_add_(0, self.plan.unit_owner, wide**self.norm_type) ** (1 / self.norm_type)
+        return norms.to(self.plan.dtype)
 
     @cached_property
     def norm(self) -> Tensor:
@@ -87,7 +101,7 @@ def measure(
     Of DTensors each process reads what it holds, and one collective per mesh, which all processes must come to, makes
     of it the norms of the whole: the same bits on all of them, so that all of them read again or none does.
     """
-    reading = Reading(plan, norm_type, _pieces(plan, values, norm_type, units), units)
+    reading = Reading(plan, norm_type, piece_norms(plan, values, norm_type, units), units)
     if norm_type != inf and (scaled or (plan.device.type == "cpu" and not _fits(reading))):
         return _read_scaled(reading, values)
     return reading
@@ -100,20 +114,12 @@ def _fits(reading: Reading) -> bool:
     return total <= limit
 
 
-def _pieces(plan: Plan, values: Sequence[Tensor | None], norm_type: float, units: bool) -> Tensor:
-    by_unit, dtype = units and bool(plan.tensors), plan.dtype
-    if plan.shards is not None:
-        return _over_processes(plan, plan.shards, values, norm_type, by_unit, dtype).to(dtype)
-    take = _all_unit_norms if by_unit else _tensor_norms
-    return take(plan, values, norm_type, dtype)
-
-
 def _read_scaled(reading: Reading, values: Sequence[Tensor | None]) -> Reading:
     """Read again what is not finite though its elements are: times a power of two that brings the largest below 4."""
     plan, norm_type, pieces = reading.plan, reading.norm_type, reading.pieces
     beyond = ~pieces.isfinite()
     if beyond.any():
-        tops = _pieces(plan, values, inf, reading.by_unit)
+        tops = piece_norms(plan, values, inf, reading.by_unit)
         beyond &= tops.isfinite()
     if beyond.any():
         factors = torch.where(beyond, 4 * torch.frexp(tops).mantissa / tops, 1.0)
@@ -121,85 +127,5 @@ def _read_scaled(reading: Reading, values: Sequence[Tensor | None]) -> Reading:
         chosen = set(owners.tolist())
         copies = [held(one).clone() if one is not None and i in chosen else None for i, one in enumerate(values)]
         rescale_(plan, copies, factors)
-        pieces = torch.where(beyond, _pieces(plan, copies, norm_type, reading.by_unit) / factors, pieces)
+        pieces = torch.where(beyond, piece_norms(plan, copies, norm_type, reading.by_unit) / factors, pieces)
     return Reading(plan, norm_type, pieces, reading.by_unit, scaled=True)
-
-
-def _over_processes(
-    plan: Plan, shards: Shards, values: Sequence[Tensor | None], norm_type: float, by_unit: bool, dtype: torch.dtype
-) -> Tensor:
-    values = [None if value is None else held(value) for value in values]
-    if not by_unit:
-        return shards.norms(_tensor_norms(plan, values, norm_type, dtype), norm_type)
-    each = [_held_unit_norms(plan, shards, i, value, norm_type, dtype) for i, value in enumerate(values)]
-    return shards.norms(torch.cat([moved(norms, plan.device) for norms in each]), norm_type, units=True)
-
-
-def _held_unit_norms(
-    plan: Plan, shards: Shards, i: int, value: Tensor | None, norm_type: float, dtype: torch.dtype
-) -> Tensor:
-    """Norms of what this process holds of the units at ``shards.places[i]``, in that order."""
-    if not is_sharded(plan.tensors[i]):
-        return _unit_norms(plan, i, value, norm_type, dtype)
-    places = shards.places[i]
-    if value is None or value.numel() == 0:
-        return torch.zeros(places.numel(), dtype=dtype, device=plan.device)
-    if plan.unit_counts[i] == 1:
-        return _norms_over(value.reshape(1, -1), (1,), norm_type, dtype)
-    return _norms_over(value, tuple(range(places.ndim, value.ndim)), norm_type, dtype).flatten()
-
-
-def _tensor_norms(plan: Plan, values: Sequence[Tensor | None], norm_type: float, dtype: torch.dtype) -> Tensor:
-    # Duplicate indices of an uncoalesced gradient must be added before the norm is taken.
-    values = [value.coalesce().values() if value is not None and value.is_sparse else value for value in values]
-    if plan.has_complex:
-        values = [value.abs() if value is not None and value.is_complex() else value for value in values]
-    present = [value for value in values if value is not None and value.numel()]
-    if not present:
-        return torch.zeros(len(values), dtype=dtype, device=plan.device)
-    norms = list(torch._foreach_norm(present, norm_type, dtype=dtype))
-    if plan.spread_out:
-        norms = [moved(norm, plan.device) for norm in norms]
-    if len(present) < len(values):
-        found, zero = iter(norms), torch.zeros((), dtype=dtype, device=plan.device)
-        norms = [zero if value is None or not value.numel() else next(found) for value in values]
-    return torch.stack(norms)
-
-
-def _all_unit_norms(plan: Plan, values: Sequence[Tensor | None], norm_type: float, dtype: torch.dtype) -> Tensor:
-    """Shape (U,). Small tensors with rows of one length are read in one call, the others one by one."""
-    found: dict[int, Tensor] = {}
-    for batch in plan.batches:
-        rows = [value for i in batch.members if (value := values[i]) is not None and not value.is_sparse]
-        if len(rows) == len(batch.members):
-            together = torch.cat([value.reshape(-1, batch.length) for value in rows])
-            norms = _norms_over(together, (1,), norm_type, dtype)
-            found.update(zip(batch.members, torch.split(norms, list(batch.counts)), strict=True))
-    each = [found[i] if i in found else _unit_norms(plan, i, value, norm_type, dtype) for i, value in enumerate(values)]
-    return torch.cat([moved(norms, plan.device) for norms in each] if plan.spread_out else each)
-
-
-def _unit_norms(plan: Plan, i: int, value: Tensor | None, norm_type: float, dtype: torch.dtype) -> Tensor:
-    """Norms of tensor ``i``'s units, shape (unit_counts[i],); a row that a sparse gradient lacks reads 0."""
-    if value is None or value.numel() == 0:
-        return torch.zeros(plan.unit_counts[i], dtype=dtype, device=plan.device)
-    if value.is_sparse and plan.transposed[i]:
-        raise TypeError(
-            f"The sparse gradient of {plan.names[i]}, a transposed convolution, has no units. Use scope='parameter'."
-        )
-    if value.is_sparse and (value.sparse_dim() > 1 or value.ndim < 2):
-        value = value.to_dense()
-    if value.is_sparse:
-        value = value.coalesce()
-        touched = _norms_over(value.values(), tuple(range(1, value.ndim)), norm_type, dtype)
-        return touched.new_zeros(plan.unit_counts[i]).index_copy_(0, value.indices()[0], touched)
-    if value.ndim < 2:
-        return _norms_over(value.reshape(1, -1), (1,), norm_type, dtype)
-    view, inside = plan.unit_view(i, value)
-    return _norms_over(view, inside, norm_type, dtype).flatten()
-
-
-def _norms_over(view: Tensor, inside: tuple[int, ...], norm_type: float, dtype: torch.dtype) -> Tensor:
-    view = view.abs() if view.is_complex() else view
-    norms: Tensor = torch.linalg.vector_norm(view, norm_type, dim=inside, dtype=dtype)
-    return norms

@@ -12,23 +12,14 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.optim import Optimizer
 
+from lightning_calib.functional.batches import Batches, batches_of
 from lightning_calib.functional.checks import message
-from lightning_calib.functional.dtensor import is_sharded
 from lightning_calib.functional.mesh_sums import Shards
 
 Source = nn.Module | Optimizer | Iterable[Tensor]
 
 
 _REMEDY = "Pass a module, an optimizer or an iterable of tensors such as `model.parameters()`."
-_SMALL = 2**14  # elements: below, a call costs more than copying the tensor
-
-
-class Batch(NamedTuple):
-    """Positions of tensors whose units have ``length`` elements, and how many units each has."""
-
-    members: tuple[int, ...]
-    length: int
-    counts: tuple[int, ...]
 
 
 class _Label(NamedTuple):
@@ -157,18 +148,16 @@ class Plan:
         return torch.arange(len(self.tensors)).repeat_interleave(counts).to(self.device)
 
     @cached_property
-    def batches(self) -> tuple["Batch", ...]:
-        """Small tensors whose units have the same length, so that one call can read them all."""
-        alike: dict[tuple[object, ...], list[int]] = {}
-        for i, tensor in enumerate(self.tensors):
-            if 0 < tensor.numel() <= _SMALL and not (self.transposed[i] or tensor.is_complex() or is_sharded(tensor)):
-                length = tensor.numel() // self.unit_counts[i]
-                alike.setdefault((length, tensor.dtype, tensor.device), []).append(i)
-        return tuple(
-            Batch(tuple(members), members_length, tuple(self.unit_counts[i] for i in members))
-            for (members_length, *_), members in alike.items()
-            if len(members) > 1 and isinstance(members_length, int)
-        )
+    def by_tensor(self) -> Batches:
+        """Small tensors of one shape."""
+        counts = [1] * len(self.tensors)
+        return batches_of(self.tensors, counts, self.transposed, largest=2**11, fewest=16, rows=False)
+
+    @cached_property
+    def by_unit(self) -> Batches:
+        """Small tensors with rows of one shape; below two dimensions, of one shape."""
+        largest = 2**12 if self.device.type == "cpu" else 2**14
+        return batches_of(self.tensors, self.unit_counts, self.transposed, largest=largest, fewest=2, rows=True)
 
     def _units(self, i: int) -> int:
         tensor = self.tensors[i]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_calib.functional.batches import change_together_
 from lightning_calib.functional.dtensor import held, is_sharded
 from lightning_calib.functional.plan import Plan, moved
 
@@ -26,55 +27,96 @@ def rescale_(plan: Plan, gradients: Sequence[Tensor | None], factors: Tensor) ->
     """
     if plan.shards is not None:
         gradients = [None if one is None else held(one) for one in gradients]
-    if factors.numel() == 1 or factors.numel() == len(plan.tensors):
+    if factors.device.type != "cpu":
+        _rescale_on_device(plan, gradients, factors)
+    elif factors.numel() == 1 or factors.numel() == len(plan.tensors):
         _rescale_tensors(gradients, factors)
     else:
-        _rescale_units(plan, gradients, factors)
+        changed = torch.unique_consecutive(plan.unit_owner[factors != 1.0]).tolist()
+        _rescale_units(plan, gradients, factors, changed)
 
 
 def _rescale_tensors(gradients: Sequence[Tensor | None], factors: Tensor) -> None:
     half = any(one is not None and one.dtype in _HALF for one in gradients)
-    if factors.device.type != "cpu":
-        _rescale_on_device(gradients, factors)
-    elif factors.numel() == 1 and not half:
-        factor = factors.item()
-        present = [elements(one) for one in gradients if one is not None] if factor != 1.0 else []
+    if factors.numel() == 1 and not half:
+        present = [elements(one) for one in gradients if one is not None] if factors.item() != 1.0 else []
         if present:
-            torch._foreach_mul_(present, factor)
-    else:
-        pairs = zip(gradients, factors.expand(len(gradients)).tolist(), strict=True)
-        changed = [(elements(one), factor) for one, factor in pairs if one is not None and factor != 1.0]
-        for one, factor in changed:
-            if one.dtype in _HALF:
-                one.mul_(factor)  # unlike the call below, it does not round the factor to the half type first
-        full = [(one, factor) for one, factor in changed if one.dtype not in _HALF]
-        if full:
-            torch._foreach_mul_([one for one, _ in full], [factor for _, factor in full])
-
-
-def _rescale_on_device(gradients: Sequence[Tensor | None], factors: Tensor) -> None:
-    each = zip(gradients, factors.expand(len(gradients)).unbind(), strict=True)
-    placed = [(elements(one), moved(factor, one.device)) for one, factor in each if one is not None]
-    for one, factor in placed:
-        if one.dtype in _HALF:  # without dimensions the factor would be rounded to the half type first
-            (one.view(1) if one.ndim == 0 else one).mul_(factor.view(1))
-    full = [(one, factor) for one, factor in placed if one.dtype not in _HALF]
+            torch._foreach_mul_(present, factors.view(()))
+        return
+    factors = factors.expand(len(gradients))
+    each, full, multipliers = factors.unbind(), [], []
+    for i, (one, factor) in enumerate(zip(gradients, factors.tolist(), strict=True)):
+        if one is None or factor == 1.0:
+            continue
+        if one.dtype in _HALF:
+            elements(one).mul_(factor)  # unlike the call below, it does not round the factor to the half type first
+        else:
+            full.append(elements(one))
+            multipliers.append(each[i])
     if full:
-        torch._foreach_mul_([one for one, _ in full], [factor for _, factor in full])
+        torch._foreach_mul_(full, multipliers)
 
 
-def _rescale_units(plan: Plan, gradients: Sequence[Tensor | None], factors: Tensor) -> None:
-    changed: Sequence[int] = range(len(plan.tensors))
-    if factors.device.type == "cpu":
-        changed = torch.unique(plan.unit_owner[factors != 1.0]).tolist()
-    views, multipliers = [], []
-    each = torch.split(factors, list(plan.unit_counts))
-    for i in changed:
+def _rescale_on_device(plan: Plan, gradients: Sequence[Tensor | None], factors: Tensor) -> None:
+    """Few launches: a list of T factors is a launch for each, so that small tensors are multiplied in batches."""
+    if factors.numel() == 1:
+        gradients = _rescale_full_(gradients, factors.view(()))
+        factors = factors.expand(len(gradients))
+    if all(one is None for one in gradients):
+        return
+    by_tensor = factors.numel() == len(plan.tensors)
+    units = torch.split(factors[plan.unit_owner] if by_tensor else factors, list(plan.unit_counts))
+
+    def multiply(members: list[int], rows: Tensor) -> None:
+        found = moved(torch.cat([units[i] for i in members]), rows.device)
+        if by_tensor and rows.dtype not in _HALF:
+            found = found.to(rows.dtype)  # as a factor without dimensions would be, which is what large tensors take
+        rows.mul_(found.view(-1, *[1] * (rows.ndim - 1)))
+
+    left = change_together_(plan.by_unit, gradients, multiply)
+    if not by_tensor:
+        _rescale_units(plan, gradients, factors, left)
+        return
+    for i in left:
         gradient = gradients[i]
         if gradient is not None:
-            view, multiplier = _by_rows(plan, i, gradient, each[i])
-            views.append(view)
-            multipliers.append(multiplier)
+            one, factor = elements(gradient), moved(factors[i], gradient.device)
+            if one.dtype in _HALF:  # without dimensions the factor would be rounded to the half type first
+                (one.view(1) if one.ndim == 0 else one).mul_(factor.view(1))
+            else:
+                one.mul_(factor)
+
+
+def _rescale_full_(gradients: Sequence[Tensor | None], factor: Tensor) -> list[Tensor | None]:
+    """Multiply all by the 0-d factor, in one call for each type; return what it cannot: it would round it to a half."""
+    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    left: list[Tensor | None] = [None] * len(gradients)
+    for i, one in enumerate(gradients):
+        if one is not None and one.dtype in _HALF:
+            left[i] = one
+        elif one is not None:
+            alike.setdefault((one.device, one.dtype), []).append(elements(one))
+    for (device, dtype), members in alike.items():
+        torch._foreach_mul_(members, moved(factor, device).to(dtype))
+    return left
+
+
+def _rescale_units(plan: Plan, gradients: Sequence[Tensor | None], factors: Tensor, changed: Sequence[int]) -> None:
+    counts = list(plan.unit_counts)
+    by_ndim: dict[int, tuple[Tensor, ...]] = {}
+    views, multipliers = [], []
+    for i in changed:
+        gradient = gradients[i]
+        if gradient is None:
+            continue
+        ndim = max(gradient.ndim, 1)
+        if ndim not in by_ndim:
+            by_ndim[ndim] = torch.split(factors.view(-1, *[1] * (ndim - 1)), counts)
+        view, multiplier = gradient, by_ndim[ndim][i]
+        if plan.transposed[i] or gradient.is_sparse or gradient.ndim == 0 or plan.spread_out or plan.shards is not None:
+            view, multiplier = _by_rows(plan, i, gradient, multiplier.view(-1))
+        views.append(view)
+        multipliers.append(multiplier)
     if views:
         torch._foreach_mul_(views, multipliers)
 
