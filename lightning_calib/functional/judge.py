@@ -214,7 +214,7 @@ def take_up(policy: Policy, state: State | Mapping[str, Tensor], segments: Segme
     """
     planned = _planned(policy, segments)
     likes: dict[str, Tensor] = planned._asdict()
-    if isinstance(state, Mapping) and state.keys() == likes.keys():
+    if isinstance(state, Mapping) and likes.keys() - {*getattr(planned, "later", {})} <= state.keys() <= likes.keys():
         try:
             return restored(dict(state), fresh_state(policy, segments), "state")
         except DamagedStateError as damage:

@@ -87,13 +87,15 @@ def entry(saved: Any, name: str, key: str) -> Any:
 def restored(saved: Any, fresh: S, key: str) -> S:
     """A NamedTuple of tensors and counts with the saved numbers, where those of ``fresh`` live and of their types.
 
-    Its type may say more: ``grows`` names tensors whose last dimension gets longer in time, ``flaw()`` tells why its
-    numbers contradict one another.
+    Its type may say more: ``grows`` names tensors whose last dimension gets longer in time, ``later`` has what
+    stands for tensors that earlier versions did not save, ``flaw()`` tells why its numbers contradict one another.
 
     Raises:
         DamagedStateError: If something does not fit.
     """
     likes = fresh._asdict()
+    check_kind(saved, dict, key)
+    saved = {**getattr(fresh, "later", {}), **saved}
     check_keys(saved, likes, key)
     for name in getattr(fresh, "grows", ()):
         if tensor_fits(saved[name], likes[name], grows=True):

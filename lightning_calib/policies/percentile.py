@@ -12,7 +12,8 @@ from lightning_calib.functional.estimators import (
     empty_ring,
     push_history,
     push_ring,
-    quantile,
+    quantile_of_history,
+    quantile_of_ring,
 )
 from lightning_calib.functional.judge import STATE_LIMIT, Observation
 from lightning_calib.policies.warmup import Warmup
@@ -52,7 +53,8 @@ class Percentile(Warmup):
         tensor([2.5000])
 
     Note:
-        Each step costs one sort of K x ``window`` numbers; without a window, one copy of the history.
+        Each step finds the largest 100 - p percent of K x ``window`` numbers, or the least p percent; without a window
+        it searches the history, and every 256th step copies it.
 
     References:
         Seetharaman et al., *AutoClip: Adaptive gradient clipping for source separation networks*, MLSP 2020,
@@ -94,11 +96,10 @@ class Percentile(Warmup):
         new: Ring | History
         if isinstance(state, Ring):
             new = push_ring(state, observation.norms, observation.observed)
-            ascending, seen = new.values.sort(dim=1).values, new.seen.clamp(max=new.values.shape[1])
+            targets = quantile_of_ring(new, self.percentile / 100)
         else:
             new = push_history(state, observation.norms, observation.observed)
-            ascending, seen = new.values, new.seen
-        targets = quantile(ascending, seen, self.percentile / 100)
+            targets = quantile_of_history(new, self.percentile / 100)
         return self._once(judged, targets), new
 
 

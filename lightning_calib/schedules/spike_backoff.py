@@ -111,5 +111,6 @@ def _types(policy: Policy) -> tuple[Callable[..., State], Callable[..., State]]:
     inner, fields = type(first), ["factors", *(f"policy_{name}" for name in first._fields)]
     outer = cast(Any, namedtuple)("SpikeBackoffState", fields)
     outer.grows = tuple(f"policy_{name}" for name in getattr(first, "grows", ()))
+    outer.later = property(lambda state: {f"policy_{k}": v for k, v in getattr(inner(*state[1:]), "later", {}).items()})
     outer.flaw = lambda state: inner(*state[1:]).flaw() if hasattr(inner, "flaw") else ""
     return inner, outer

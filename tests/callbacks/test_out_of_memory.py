@@ -65,7 +65,7 @@ def test_the_extra_reading_of_a_logged_step(make, precision, failing, said):
     untroubled, module = Tiny(ADAM), Tiny(ADAM)
     fit(untroubled, make(), logger=whole, **kwargs)
     assert ends(said()) == []
-    calls = failing(torch, "_foreach_norm", "functional.norms", {2 * 4 + 1})
+    calls = failing(torch, "_foreach_norm", "functional.piece_norms", {2 * 4 + 1})
     fit(module, make(), logger=rows, **kwargs)
     same_bits(weights(module), weights(untroubled))
     (line,) = ends(said())
@@ -99,7 +99,7 @@ def test_the_other_optimizer_keeps_its_tags(failing, said):
     rows = Rows()
     module, bare = TwoNets(SGD, ADAM), TwoNets(SGD, ADAM)
     fit(bare, [], 24)
-    failing(torch, "_foreach_norm", "functional.norms", {1})
+    failing(torch, "_foreach_norm", "functional.piece_norms", {1})
     fit(module, [GradientMonitor(1)], 24, logger=rows)
     same_bits(weights(module), weights(bare))
     (line,) = ends(said())
@@ -109,7 +109,7 @@ def test_the_other_optimizer_keeps_its_tags(failing, said):
 
 
 def test_the_tab_goes_on_without_them(failing, said):
-    failing(torch, "_foreach_norm", "functional.norms", {1})
+    failing(torch, "_foreach_norm", "functional.piece_norms", {1})
     failing(torch.Tensor, "clone", "steps.weight_update", {0})
     fit(Tiny(ADAM), [GradientMonitor(1)], logger=TensorBoardLogger("logs"))
     assert len(ends(said())) == 2
@@ -128,7 +128,7 @@ OBSERVERS = {
 def test_the_first_reading_where_nobody_acts(step, make, failing, said):
     rows, module, bare = Rows(), Tiny(ADAM), Tiny(ADAM)
     fit(bare)
-    failing(torch, "_foreach_norm", "functional.norms", {2 * step})
+    failing(torch, "_foreach_norm", "functional.piece_norms", {2 * step})
     fit(module, make(), logger=rows, log_every_n_steps=1)
     same_bits(weights(module), weights(bare))
     lines = ends(said())
@@ -146,7 +146,7 @@ def test_a_reading_of_another_norm_and_one_behind_a_foreign_callback(failing, sa
     ):
         module, bare = Tiny(ADAM), Tiny(ADAM)
         fit(bare)
-        calls = failing(torch, "_foreach_norm", "functional.norms", {at})
+        calls = failing(torch, "_foreach_norm", "functional.piece_norms", {at})
         fit(module, callbacks, log_every_n_steps=100)
         same_bits(weights(module), weights(bare))
         assert len(ends(said())) >= 2
@@ -162,7 +162,7 @@ ACTORS = {
 
 @pytest.mark.parametrize("make", ACTORS.values(), ids=ACTORS)
 def test_where_somebody_acts_the_first_reading_raises(make, failing):
-    failing(torch, "_foreach_norm", "functional.norms", {3})
+    failing(torch, "_foreach_norm", "functional.piece_norms", {3})
     with pytest.raises(torch.OutOfMemoryError):
         fit(Tiny(ADAM), [GradientMonitor(100), make()], log_every_n_steps=100)
 

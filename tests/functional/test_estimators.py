@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -11,6 +12,8 @@ from helpers import gradient_families
 from torch import Tensor
 
 from lightning_calib.functional.estimators import (
+    History,
+    Ring,
     empty_history,
     empty_ring,
     no_moments,
@@ -19,6 +22,8 @@ from lightning_calib.functional.estimators import (
     push_history,
     push_ring,
     quantile,
+    quantile_of_history,
+    quantile_of_ring,
 )
 
 
@@ -63,6 +68,12 @@ def test_ring_holds_the_last_values_that_were_pushed(window: int) -> None:
             gradient_families.same_bits(kept.sort().values, pushed[-window:].sort().values)
 
 
+def all_of(history: History) -> Tensor:
+    """The values of both parts, ascending, without the padding."""
+    both = torch.cat([history.values, history.tail], dim=1).sort().values[0]
+    return both[both.isfinite()]
+
+
 def test_history_stays_sorted_while_its_capacity_doubles() -> None:
     values, where = stream(2600, 1)
     history = empty_history(values[0])
@@ -70,20 +81,68 @@ def test_history_stays_sorted_while_its_capacity_doubles() -> None:
     for step in range(2600):
         history = push_history(history, values[step], where[step])
         capacities.append(history.values.shape[1])
-        if step % 97 == 0 or step == 2599:
+        if step % 97 == 0 or step in (1022, 1023, 1024, 1278, 1279, 1280, 2599):
             pushed = values[: step + 1][where[: step + 1]]
-            gradient_families.same_bits(history.values[0, : len(pushed)], pushed.sort().values)
-            assert (history.values[0, len(pushed) :] == torch.inf).all()
+            gradient_families.same_bits(all_of(history), pushed.sort().values)
+            assert history.flaw() == ""
             assert int(history.seen) == len(pushed)
+            assert int(history.tail.isfinite().sum()) <= max(0, step - 1023) % 256
+            for fraction in (0.0, 0.1, 0.5, 0.951, 1.0):
+                whole = quantile(pushed.sort().values.view(1, -1), history.seen, fraction)
+                gradient_families.same_bits(quantile_of_history(history, fraction), whole)
     assert {b // a for a, b in pairwise(capacities)} == {1, 2}
     assert capacities[-1] < 2 * 2600
 
 
 def test_equal_values_stay_in_the_history_each() -> None:
     history = empty_history(torch.zeros(1))
-    for value in (2.0, 1.0, 2.0, 2.0, 1.0):
-        history = push_history(history, torch.tensor([value]), torch.tensor([True]))
-    gradient_families.same_bits(history.values[0, :5], torch.tensor([1.0, 1.0, 2.0, 2.0, 2.0]))
+    pushed = []
+    for step in range(1700):
+        pushed.append(float(2 - step % 2 if step % 5 else 3))
+        history = push_history(history, torch.tensor([pushed[-1]]), torch.tensor([True]))
+        if step % 50 == 4 and step > 900:
+            gradient_families.same_bits(all_of(history), torch.tensor(pushed).sort().values)
+            for rank in range(0, step + 1, 77):
+                wanted = quantile(torch.tensor([sorted(pushed)]), history.seen, rank / max(step, 1))
+                gradient_families.same_bits(quantile_of_history(history, rank / max(step, 1)), wanted)
+
+
+def test_an_empty_history_has_no_quantile() -> None:
+    history = push_history(empty_history(torch.zeros(1)), torch.tensor([math.nan]), torch.tensor([False]))
+    assert quantile_of_history(history, 0.5).tolist() == [math.inf]
+
+
+@pytest.mark.parametrize("seen", [0, 1, 300, 1000])
+def test_a_history_from_before_there_was_a_tail_goes_on(seen: int) -> None:
+    """All in one part, of a capacity that its steps have reached."""
+    old = torch.full((1, 1024), torch.inf)
+    pushed = torch.rand(seen, generator=torch.Generator().manual_seed(0)) + 1
+    old[0, :seen] = pushed.sort().values
+    history = History(torch.tensor([seen]), old, torch.tensor(1024), empty_history(torch.zeros(1)).tail)
+    assert history.flaw() == ""
+    for step in range(520):
+        pushed = torch.cat([pushed, torch.tensor([1 + step % 7 / 8])])
+        history = push_history(history, pushed[-1:], torch.tensor([True]))
+        if step % 40 == 0 or step in (254, 255, 256):
+            gradient_families.same_bits(all_of(history), pushed.sort().values)
+            wanted = quantile(pushed.sort().values.view(1, -1), history.seen, 0.3)
+            gradient_families.same_bits(quantile_of_history(history, 0.3), wanted)
+            assert history.flaw() == ""
+    assert history.values.shape == (1, 2048)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.1, 0.24, 0.26, 0.5, 0.76, 0.9, 0.95, 0.999, 1.0])
+@pytest.mark.parametrize("window", [1, 2, 7, 100])
+def test_the_quantile_of_a_ring_is_that_of_its_sorted_values(window: int, fraction: float) -> None:
+    """Whichever side is looked at; rows that are empty, full, or have anything between, equal values among them."""
+    counts = torch.tensor([0, 1, 2, window // 2, max(window - 1, 0), window, 3 * window])
+    rows = torch.rand(len(counts), window, generator=torch.Generator().manual_seed(0))
+    rows[-1] = rows[-1].mul(4).floor()
+    for row, count in zip(rows, counts.tolist(), strict=True):
+        row[count:] = torch.inf
+    wanted = quantile(rows.sort(dim=1).values, counts.clamp(max=window), fraction)
+    gradient_families.same_bits(quantile_of_ring(Ring(counts, rows), fraction), wanted)
+    assert wanted[0] == math.inf
 
 
 def test_arithmetic_moments_are_numpys() -> None:

@@ -85,13 +85,36 @@ def history(steps: int) -> Any:
     return found
 
 
-@pytest.mark.parametrize("steps", [0, 3, 1024, 1025])
+@pytest.mark.parametrize("steps", [0, 3, 1024, 1025, 1280])
 def test_a_history_that_has_grown_is_taken_up(steps: int) -> None:
     saved = history(steps)
     found = restored(saved._asdict(), history(0), "here")
-    assert found.values.shape == (1, 1024 if steps <= 1024 else 2048)
+    assert found.values.shape == (1, 1024 if steps < 1280 else 2048)
     for a, b in zip(found, saved, strict=True):
         gradient_families.same_bits(a, b)
+
+
+def older(steps: int) -> dict[str, Any]:
+    """The same history as it was saved when there was one part."""
+    found = history(steps)
+    both = torch.cat([found.values, found.tail], dim=1).sort().values
+    capacity = 1024 if steps <= 1024 else 2048
+    values = torch.full((1, capacity), INF)
+    values[0, : int(found.seen)] = both[0, : int(found.seen)]
+    return {"seen": found.seen, "values": values, "steps": found.steps}
+
+
+@pytest.mark.parametrize("steps", [0, 3, 300, 1024, 1025])
+def test_a_history_that_was_saved_without_its_tail_is_taken_up(steps: int) -> None:
+    found = restored(older(steps), history(0), "here")
+    assert found.tail.isinf().all()
+    gradient_families.same_bits(found.values, older(steps)["values"])
+    with pytest.raises(DamagedStateError, match="`here"):
+        restored({**older(steps), "seen": torch.tensor([steps + 1])}, history(0), "here")
+    later = history(1030)._asdict()
+    del later["tail"]  # and six values with it
+    with pytest.raises(DamagedStateError, match="`here` contradicts itself"):
+        restored(later, history(0), "here")
 
 
 @pytest.mark.parametrize(
@@ -104,11 +127,27 @@ def test_a_history_that_has_grown_is_taken_up(steps: int) -> None:
         {"values": torch.ones(1, 1000)},
         {"values": torch.ones(2, 1024)},
         {"values": torch.full((1, 2048), NAN)},
+        {"tail": history(1030).tail},  # which is empty in the first 1,024 steps
+        {"tail": torch.ones(1, 255)},
     ],
 )
 def test_a_history_that_contradicts_itself_is_not(change: dict[str, Tensor]) -> None:
     with pytest.raises(DamagedStateError, match="`here"):
         restored({**history(3)._asdict(), **change}, history(0), "here")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tail": history(1030).tail.flip(1)},
+        {"tail": history(1040).tail},  # more than the steps since it was empty
+        {"steps": torch.tensor(1030 + 256)},  # it would have been emptied into more places than there are
+        {"seen": torch.tensor([1000])},
+    ],
+)
+def test_a_long_history_that_contradicts_itself_is_not(change: dict[str, Tensor]) -> None:
+    with pytest.raises(DamagedStateError, match="`here"):
+        restored({**history(1030)._asdict(), **change}, history(0), "here")
 
 
 def test_a_ring_keeps_its_length() -> None:
@@ -121,9 +160,11 @@ def test_a_ring_keeps_its_length() -> None:
 def test_a_spike_backoff_over_a_grown_history_is_taken_up() -> None:
     rule = SpikeBackoff(Percentile(50, window=None, warmup_steps=2))
     fresh = rule.init(torch.zeros(1))
-    seen, values, steps = history(1030)
-    saved = {"factors": torch.ones(1), "policy_seen": seen, "policy_values": values, "policy_steps": steps}
-    gradient_families.same_bits(restored(saved, fresh, "here").policy_values, values)
+    state = history(1030)
+    saved = {"factors": torch.ones(1), **{f"policy_{name}": value for name, value in state._asdict().items()}}
+    gradient_families.same_bits(restored(saved, fresh, "here").policy_values, state.values)
+    old = {"factors": torch.ones(1), **{f"policy_{name}": value for name, value in older(1030).items()}}
+    gradient_families.same_bits(restored(old, fresh, "here").policy_values, older(1030)["values"])
     with pytest.raises(DamagedStateError, match="contradicts itself"):
         restored({**saved, "policy_steps": torch.tensor(2**40)}, fresh, "here")
 

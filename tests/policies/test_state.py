@@ -21,7 +21,7 @@ POLICIES: dict[str, tuple[Callable[[], Policy], list[str]]] = {
     "max_norm": (lambda: MaxNorm(1.0), []),
     "weight_relative": (lambda: WeightRelative(), []),
     "percentile": (lambda: Percentile(60, window=7, warmup_steps=2), ["seen", "values"]),
-    "all_history": (lambda: Percentile(60, window=None, warmup_steps=0), ["seen", "values", "steps"]),
+    "all_history": (lambda: Percentile(60, window=None, warmup_steps=0), ["seen", "values", "steps", "tail"]),
     "z_score_robust": (lambda: ZScore(warmup_steps=5), ["seen", "mean", "var"]),
     "z_score_paper": (lambda: ZScore(warmup_steps=5, robust=False), ["seen", "mean", "var"]),
     "ema_relative": (lambda: EMARelative(warmup_steps=5), ["seen", "mean"]),
