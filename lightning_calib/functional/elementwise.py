@@ -25,7 +25,10 @@ def clamp_(parameters: Iterable[Tensor], max_value: float | Tensor) -> None:
         gradient = _ordered(parameter)
         if gradient is not None:
             limit = torch.as_tensor(max_value, dtype=gradient.dtype, device=gradient.device)
-            gradient.clamp_(-limit, limit)
+            if limit.device.type == "cpu":  # between numbers it takes a fraction of the time
+                gradient.clamp_(-limit.item(), limit.item())
+            else:
+                gradient.clamp_(-limit, limit)
 
 
 @torch.no_grad()

@@ -72,9 +72,9 @@ def push_ring(ring: Ring, values: Tensor, where: Tensor) -> Ring:
 class History(NamedTuple):
     """All values of one series, in two parts, each ascending and padded with inf, so that a step copies the short one.
 
-    ``values`` (1, C) has most of them, ``tail`` (1, 256) those of the last ``steps`` % 256 pushes (none in the first 1,024
-    steps), and ``seen`` (1,) is their number. ``steps``, an int64 on the host, counts pushes, observed or not: it bounds ``seen``
-    without asking the device. A history that was saved when there was no tail has all of them in ``values``.
+    ``values`` (1, C) has most of them, ``tail`` (1, 256) those of the last ``steps`` % 256 pushes (none in the first
+    1,024 steps), and ``seen`` (1,) is their number. ``steps``, an int64 on the host, counts pushes, observed or not: it
+    bounds ``seen`` without asking the device. A history that was saved when there was no tail has all in ``values``.
     """
 
     seen: Tensor
