@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-oldest compatibility test-browser lint types screenshots gallery bench-clip bench-dashboard bench-rates clean
+.PHONY: demo test test-oldest compatibility test-browser lint types screenshots gallery bench cost bench-rates clean
 
 demo: $(STAMP)  ## train a small CNN on handwritten digits with NonFiniteGuard, ZClip and GradientMonitor
 	$(BIN)/python examples/vision.py
@@ -38,11 +38,16 @@ screenshots: $(STAMP)  ## train, and take the pictures of docs/gradients-tab.md;
 gallery: $(STAMP)  ## run the examples, and take the pictures of docs/gallery.md; needs Chromium; about 6 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gallery.py
 
-bench-clip: $(STAMP)  ## cost of clipping against torch; nothing else should run meanwhile
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/clip.py
+# In an environment of its own, with the packages that are measured beside. timm without what it depends on: its torchvision
+# must fit torch to the build, and only one file of it is loaded.
+bench:  ## what callbacks cost, beside the alternatives: results, docs/performance.md; about 20 minutes, nothing else meanwhile
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	.venv-bench/bin/python -m pip install --quiet --constraint constraints.txt --no-deps timm
+	OMP_NUM_THREADS=1 .venv-bench/bin/python -m benchmarks --save
 
-bench-dashboard: $(STAMP)  ## cost of the dashboard's records against scalars, log_dict and histograms
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/dashboard.py
+cost: $(STAMP)  ## write tests/cost.json anew: how many operations a step of each callback takes
+	OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python -m helpers.cost_table
 
 bench-rates: $(STAMP)  ## final loss against initial learning rate, plain and with each rule; about 11 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/learning_rates.py --plots docs
@@ -53,4 +58,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf .venv dist build
+	rm -rf .venv .venv-bench dist build

@@ -1,0 +1,1 @@
+"""Measurements; `python -m benchmarks` is the harness of docs/performance.md."""
