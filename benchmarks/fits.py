@@ -22,7 +22,7 @@ class Length(NamedTuple):
     seconds: float
 
 
-SMALL = {10: Length(260, 120), 100: Length(80, 100), 1000: Length(16, 150)}
+SMALL = {10: Length(260, 120), 100: Length(80, 100), 1000: Length(16, 120)}
 LARGE = {"ResNet-50": Length(8, 100), "GPT-2 small": Length(3, 150)}
 LOGGED = {10: Length(60, 20), 100: Length(30, 20), 1000: Length(10, 60)}
 

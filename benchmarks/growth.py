@@ -20,7 +20,7 @@ TENSORS = (10, 100, 1000, 10_000)
 ELEMENTS = (10**5, 10**6, 10**7, 10**8)
 SEGMENTS = (1, 10, 100, 1000, 10_000)
 HISTORY = (100, 1000, 10_000, 100_000)
-HISTORY_SECONDS = 40.0
+HISTORY_SECONDS = 25.0
 
 
 def tensors(counts: tuple[int, ...] = TENSORS, rounds: int = 1000, quick: bool = False) -> Curve:
