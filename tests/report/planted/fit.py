@@ -113,13 +113,12 @@ def fit(
     batch: int = 64,
     callbacks: Sequence[Callback] = (),
     validate: bool = False,
-    order: Sequence[int] | None = None,
     **trainer: Any,
 ) -> None:
-    """Trains for so many batches, in a random order or in this one."""
+    """Trains for so many batches."""
     held_out = DataLoader(TensorDataset(*(part[-256:] for part in data)), 256) if validate else None
     train = TensorDataset(*(part[:-256] for part in data)) if validate else TensorDataset(*data)
-    batches = DataLoader(train, batch, shuffle=order is None, sampler=order, drop_last=True)
+    batches = DataLoader(train, batch, shuffle=True, drop_last=True)
     Trainer(
         max_epochs=trainer.pop("max_epochs", -(-steps // len(batches))),
         max_steps=trainer.pop("max_steps", -1),

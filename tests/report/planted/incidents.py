@@ -24,7 +24,7 @@ class UnitLength(nn.Module):
         self.body, self.head = mlp(64, 64, bias=False), nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        features = self.body(x).relu()
+        features = self.body(x).tanh()
         return self.head(8 * features / (features.square().sum(1, keepdim=True).sqrt() + 1e-6))
 
 
@@ -177,10 +177,8 @@ CASES = [
         codes=("batch-norm",),
     ),
     Case(
-        "one-class-per-batch-cnn_norm-sgd",
-        lambda recorder: fit(
-            recorder, Learner(cnn(), sgd(0.02)), images(), 300, validate=True, order=by_class(images()[1][:-256])
-        ),
+        "momentum-mlp_norm-adamw",
+        lambda recorder: fit(recorder, Learner(wide_norm(1e-4), adamw(1e-3)), raw_pixels(), 400),
         50,
         codes=("batch-norm",),
     ),
@@ -222,15 +220,13 @@ def targets_at(at: int, gain: float) -> Any:
     return change
 
 
-def by_class(y: Tensor, batch: int = 64) -> list[int]:
-    """An order in which every batch is of one class, as an unshuffled folder of classes gives it."""
-    batches = [
-        part.tolist() for c in range(10) for part in (y == c).nonzero().flatten().split(batch) if len(part) == batch
-    ]
-    return [i for k in torch.randperm(len(batches)).tolist() for i in batches[k]]
+def raw_pixels() -> tuple[Tensor, Tensor]:
+    """Of 0 to 255, as an image file has them."""
+    x, y = digits()
+    return (x - x.min()) * 255 / (x.max() - x.min()), y
 
 
-def wide_norm() -> nn.Sequential:
-    return nn.Sequential(
-        *(nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU()), *(nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU()), nn.Linear(64, 10)
-    )
+def wide_norm(momentum: float = 0.1) -> nn.Sequential:
+    net = mlp(64, 64, 64, 10)
+    norms = [nn.BatchNorm1d(64, momentum=momentum) for _ in range(2)]
+    return nn.Sequential(net[0], norms[0], net[1], net[2], norms[1], *net[3:])
