@@ -1,4 +1,4 @@
-"""A fit's numbers, measured with nothing of ours: what `lightning_calib.report` gets in tests, simple enough to be trusted.
+"""A fit's numbers, measured with nothing of ours, for tests of `lightning_calib.report`: simple enough to be trusted.
 
 Every norm is a float64 norm, taken on every step; nothing is estimated and nothing is remembered between two fits.
 """
@@ -6,6 +6,8 @@ Every norm is a float64 norm, taken on every step; nothing is estimated and noth
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fnmatch import fnmatch
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_calib import GradientNormalize, GradientValueClip, LearningRateControl, NonFiniteGuard
+from lightning_calib import GradientNormalize, GradientValueClip, LearningRateControl, MaxNorm, NonFiniteGuard
 from lightning_calib.callbacks.segment_rescaler import SegmentRescaler
 from lightning_calib.report.run import Clipper, Counts, Facts, Group, How, Kind, Layers, Run, Scalars
 
@@ -141,8 +143,11 @@ class Trace:
             self.left_sum, self.known = self.left_sum + after / self.whole, self.known + 1
         behind = [probe.norms.get(self.optimizer, float("nan")) for probe in probes]
         levels = [self.whole, *behind, *([after] if trainer_clips and took else [])]
-        for place, (high, low) in enumerate(zip(levels, levels[1:], strict=False)):
+        for place, (high, low) in enumerate(pairwise(levels)):
             self.fired[place] = self.fired.get(place, 0) + bool(low < high * REDUCED)
+        for place, probe in enumerate(probes):  # a dry run changes nothing; of a fixed one it is known what it would do
+            if how(probe.behind) == "dry" and (bound := max_norm(probe.behind)) is not None:
+                self.fired[place] += bool(levels[place] > bound)
 
     def row(self, step: int, common: dict[str, float]) -> None:
         """A logged row; the window starts again."""
@@ -332,10 +337,16 @@ class PlainRecorder(Callback):
         """Who reduces gradients, in order; shares of `trace`."""
 
         def share(place: int) -> float | None:
-            return trace.fired.get(place, 0) / trace.steps if trace is not None and trace.steps else None
+            behind = self.probes[place].behind if place < len(self.probes) else None
+            unknown = behind is not None and how(behind) == "dry" and max_norm(behind) is None
+            return (
+                trace.fired.get(place, 0) / trace.steps if trace is not None and trace.steps and not unknown else None
+            )
 
         found = []
         for place, probe in enumerate(self.probes):
+            if trace is not None and not concerns(probe.behind, trace.names):
+                continue
             found.append(Clipper(name_of(probe.behind), how(probe.behind), share(place), max_norm(probe.behind)))
         place = len(self.probes)
         if self.own_clip:
@@ -423,6 +434,16 @@ def how(callback: Any) -> How:
 
 
 def max_norm(callback: Any) -> float | None:
-    """Of a global clip by one number; None otherwise."""
-    value = getattr(getattr(callback, "policy", None), "max_norm", None)
-    return float(value) if value is not None and getattr(callback, "scope", "global") == "global" else None
+    """Of a clip of the whole gradient by one number; None otherwise."""
+    policy = getattr(callback, "policy", None)
+    fixed = isinstance(policy, MaxNorm) and callback.scope == "global" and not callback.rules
+    return float(policy.max_norm) if fixed else None
+
+
+def concerns(callback: Any, names: Sequence[str]) -> bool:
+    """Whether its rules leave any of these parameters to be judged."""
+    rules = getattr(callback, "rules", None)
+    if not rules:
+        return True
+    policies = [next((rules[glob] for glob in rules if fnmatch(name, glob)), callback.policy) for name in names]
+    return any(policy is not None for policy in policies)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
+from report.planted.data import bags, digits, images, rows_of_images, text
+from report.planted.fit import Case, Learner, adamw, fit, muon, sgd
+from report.planted.layers import GAN
+from report.planted.models import Bag, Recurrent, Transformer, cnn, mlp
 from torch import Tensor, nn
 
 from lightning_calib import GradientClip
-from report.planted.data import bags, digits, images, rows_of_images, text
-from report.planted.fit import Case, Learner, adamw, fit, muon, sgd
-from report.planted.models import Bag, Recurrent, Transformer, cnn, mlp
 
 CUTS = "with SGD the second clip is a cut of the rate, too, and both sentences ask for one clip with a higher threshold"
 
@@ -29,9 +30,7 @@ class TwoBranches(nn.Module):
 CASES = [
     Case(
         "clip-1e-7-mlp-adamw",
-        lambda recorder: fit(
-            recorder, Learner(mlp(64, 64, 64, 10), adamw(1e-3)), digits(), gradient_clip_val=1e-7
-        ),
+        lambda recorder: fit(recorder, Learner(mlp(64, 64, 64, 10), adamw(1e-3)), digits(), gradient_clip_val=1e-7),
         codes=("clip-below-eps",),
         part=True,
     ),
@@ -55,6 +54,17 @@ CASES = [
             recorder, Learner(mlp(64, 64, 64, 10, bias=False), muon(2e-3)), digits(), gradient_clip_val=1e-9
         ),
         codes=("clip-below-eps",),
+    ),
+    Case(
+        "clip-1e-9-gan-adamw",
+        lambda recorder: fit(
+            recorder,
+            GAN([adamw(1e-3), adamw(1e-3)]),
+            digits(),
+            callbacks=[GradientClip(None, rules={"generator.*": 1e-9})],
+        ),
+        codes=("clip-below-eps",),
+        layers="generator",
     ),
     Case(
         "clip-1e-3-mlp-sgd",

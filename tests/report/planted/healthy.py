@@ -7,16 +7,17 @@ from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, StepLR
-
-from lightning_calib import GradientClip, ZClip
+from lightning.pytorch.plugins import MixedPrecision
 from report.planted.data import bags, digits, images, rows_of_images, surface, text
 from report.planted.fit import Case, Learner, adamw, fit, muon, sgd
 from report.planted.incidents import number, standardised, wide_norm
 from report.planted.layers import GAN
 from report.planted.models import Bag, Recurrent, Transformer, cnn, mlp
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, StepLR
+
+from lightning_calib import GradientClip, ZClip
 
 
 def warm_cosine(optimizer: Optimizer, steps: int) -> LambdaLR:
@@ -204,6 +205,13 @@ def frozen_start() -> nn.Module:
     return net
 
 
+def without_gradient(net: nn.Module, *starts: str) -> nn.Module:
+    """Nothing but notes: whether it was meant, numbers do not say."""
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(not name.startswith(starts))
+    return net
+
+
 MSE = nn.functional.mse_loss
 CASES = [
     Case(
@@ -290,12 +298,12 @@ CASES = [
     ),
     Case("lora-mlp-sgd", lambda recorder: fit(recorder, Learner(adapted(), sgd(0.05)), upside_down(), 400), 50),
     Case(
-        "sparse-bag-sparse_adam",
+        "sparse-bag-sgd",
         lambda recorder: fit(
             recorder,
             Learner(
-                nn.Sequential(Bag(sparse=True, words=4000)),
-                lambda parameters: torch.optim.SGD(parameters, 0.5),
+                Bag(sparse=True, words=4000),
+                sgd(0.5, 0.0),
             ),
             bags(),
         ),
@@ -322,7 +330,13 @@ CASES = [
     Case(
         "in_warmup-transformer-adamw",
         lambda recorder: fit(
-            recorder, Learner(Transformer(), adamw(3e-3), schedule=long_warmup), text(), 150, 32, max_epochs=100, max_steps=150
+            recorder,
+            Learner(Transformer(), adamw(3e-3), schedule=long_warmup),
+            text(),
+            150,
+            32,
+            max_epochs=100,
+            max_steps=150,
         ),
         part=True,
     ),
@@ -352,9 +366,7 @@ CASES = [
     ),
     Case(
         "never_clips-cnn_norm-adamw",
-        lambda recorder: fit(
-            recorder, Learner(cnn(), adamw(1e-3)), images(), callbacks=[GradientClip(1000.0)]
-        ),
+        lambda recorder: fit(recorder, Learner(cnn(), adamw(1e-3)), images(), callbacks=[GradientClip(1000.0)]),
         50,
         notes=("clip-never",),
     ),
@@ -387,6 +399,22 @@ CASES = [
         notes=("frozen",),
     ),
     Case(
+        "frozen_by_mistake-cnn-adamw",
+        lambda recorder: fit(recorder, Learner(without_gradient(cnn(norm=False), "0.", "3."), adamw(3e-3)), images()),
+        50,
+        notes=("frozen",),
+    ),
+    Case(
+        "scaler_starts-mlp-sgd",
+        lambda recorder: fit(
+            recorder,
+            Learner(mlp(64, 64, 64, 10), sgd(0.05)),
+            digits(),
+            plugins=[MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", 2.0**24, growth_interval=2000))],
+        ),
+        notes=("loss-scale",),
+    ),
+    Case(
         "converged-mlp-sgd",
         lambda recorder: fit(recorder, Learner(trained(mlp(64, 64, 64, 10), digits(), 600), sgd(0.01)), digits()),
         part=True,
@@ -408,9 +436,7 @@ CASES = [
     ),
     Case(
         "random_labels-cnn_norm-sgd",
-        lambda recorder: fit(
-            recorder, Learner(cnn(), sgd(0.02)), (images()[0], shuffled_labels()[1])
-        ),
+        lambda recorder: fit(recorder, Learner(cnn(), sgd(0.02)), (images()[0], shuffled_labels()[1])),
         50,
     ),
     Case("experts-mlp-adamw", lambda recorder: fit(recorder, Learner(Experts(), adamw(3e-3)), digits()), part=True),
@@ -425,7 +451,10 @@ CASES = [
         lambda recorder: fit(recorder, Learner(wide_norm(), adamw(3e-3)), digits(), validate=True),
         50,
     ),
-    Case("big_targets-mlp-adamw", lambda recorder: fit(recorder, Learner(mlp(16, 64, 1), adamw(3e-2), MSE), big_targets())),
+    Case(
+        "big_targets-mlp-adamw",
+        lambda recorder: fit(recorder, Learner(mlp(16, 64, 1), adamw(3e-2), MSE), big_targets()),
+    ),
     Case(
         "unbalanced-mlp-sgd",
         lambda recorder: fit(recorder, Learner(mlp(64, 64, 10), sgd(0.05)), unbalanced()),
@@ -434,7 +463,9 @@ CASES = [
         "groups-mlp-adamw",
         lambda recorder: fit(
             recorder,
-            Learner(mlp(64, 64, 64, 10), adamw(1e-3), groups=smaller_groups, schedule=lambda o, n: CosineAnnealingLR(o, n)),
+            Learner(
+                mlp(64, 64, 64, 10), adamw(1e-3), groups=smaller_groups, schedule=lambda o, n: CosineAnnealingLR(o, n)
+            ),
             digits(),
         ),
     ),

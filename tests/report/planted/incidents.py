@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch.plugins import MixedPrecision
+from report.planted.data import digits, images, rows_of_images, surface, text
+from report.planted.fit import Case, Learner, adamw, fit, sgd
+from report.planted.layers import GAN
+from report.planted.models import Recurrent, Transformer, cnn, mlp
 from torch import Tensor, nn
 
 from lightning_calib import NonFiniteGuard
-from report.planted.data import bags, digits, images, rows_of_images, surface, text
-from report.planted.fit import Case, Learner, adamw, fit, sgd
-from report.planted.models import Bag, Recurrent, Transformer, cnn, mlp
 
 MEAN_100, DEVIATION_5 = 100.0, 5.0
 
@@ -93,9 +94,7 @@ CASES = [
     ),
     Case(
         "log-of-zero-cnn-sgd",
-        lambda recorder: fit(
-            recorder, Learner(cnn(norm=False), sgd(0.02), log_of_softmax, loud(170, 300.0)), images()
-        ),
+        lambda recorder: fit(recorder, Learner(cnn(norm=False), sgd(0.02), log_of_softmax, loud(170, 300.0)), images()),
         50,
         codes=("nonfinite",),
     ),
@@ -103,6 +102,13 @@ CASES = [
         "log-of-zero-transformer-adamw",
         lambda recorder: fit(recorder, Learner(Masked(), adamw(1e-3), log_of_softmax), text(), 200, 32),
         codes=("nonfinite",),
+    ),
+    Case(
+        "log-of-zero-gan-adamw",
+        lambda recorder: fit(recorder, GAN([adamw(1e-3), adamw(0.03)], log_p=True), digits(), 400),
+        50,
+        codes=("nonfinite", "diverged"),
+        why="the scores grow until their sigmoid is 0 or 1, and its logarithm is not finite",
     ),
     Case(
         "nan-batches-skipped-mlp-adamw",
@@ -141,16 +147,17 @@ CASES = [
     ),
     Case(
         "bad-batch-cnn-adamw",
-        lambda recorder: fit(
-            recorder, Learner(cnn(norm=False), adamw(1e-3), change=loud(230, 60.0)), images(), 400
-        ),
+        lambda recorder: fit(recorder, Learner(cnn(norm=False), adamw(1e-3), change=loud(230, 60.0)), images(), 400),
         50,
         codes=("spike",),
     ),
     Case(
         "targets-shift-mlp-sgd",
         lambda recorder: fit(
-            recorder, Learner(mlp(16, 64, 1), sgd(1e-3), nn.functional.mse_loss, targets_from(160, 30.0)), surface(), 320
+            recorder,
+            Learner(mlp(16, 64, 1), sgd(1e-3), nn.functional.mse_loss, targets_from(160, 30.0)),
+            surface(),
+            320,
         ),
         codes=("level-shift",),
         part=True,
@@ -165,9 +172,7 @@ CASES = [
     ),
     Case(
         "momentum-cnn_norm-sgd",
-        lambda recorder: fit(
-            recorder, Learner(cnn(momentum=1e-4), sgd(0.05)), far_from_zero(), 250, validate=True
-        ),
+        lambda recorder: fit(recorder, Learner(cnn(momentum=1e-4), sgd(0.05)), far_from_zero(), 250, validate=True),
         codes=("batch-norm",),
         part=True,
     ),

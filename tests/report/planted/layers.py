@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
-
 from report.planted.data import bags, digits, images, rows_of_images, text
 from report.planted.fit import Case, Learner, adamw, fit, muon, sgd
 from report.planted.models import Bag, Recurrent, Transformer, cnn, deep, mlp
+from torch import Tensor, nn
 
 
 def killed(net: nn.Module, *names: str) -> nn.Module:
@@ -74,7 +73,13 @@ class GAN(LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.generator, self.discriminator = mlp(16, 64, 64), mlp(64, 64, 1)
-        self.optimizers_of, self.detached, self.behind, self.logs, self.log_p = optimizers, detached, behind, logs, log_p
+        self.optimizers_of, self.detached, self.behind, self.logs, self.log_p = (
+            optimizers,
+            detached,
+            behind,
+            logs,
+            log_p,
+        )
 
     def loss(self, images: Tensor, real: bool) -> Tensor:
         score = self.discriminator(images)
@@ -99,7 +104,8 @@ class GAN(LightningModule):
 
     def configure_optimizers(self) -> Any:
         return [
-            make(net.parameters()) for make, net in zip(self.optimizers_of, (self.generator, self.discriminator), strict=True)
+            make(net.parameters())
+            for make, net in zip(self.optimizers_of, (self.generator, self.discriminator), strict=True)
         ]
 
 
@@ -178,7 +184,9 @@ CASES = [
     Case(
         "chaotic-rnn-sgd",
         lambda recorder: fit(
-            recorder, Learner(Recurrent(nn.RNN, gain=2.5), sgd(1e-4)), (rows_of_images()[0].repeat(1, 4, 1), digits()[1])
+            recorder,
+            Learner(Recurrent(nn.RNN, gain=2.5), sgd(1e-4)),
+            (rows_of_images()[0].repeat(1, 4, 1), digits()[1]),
         ),
         50,
         codes=("exploding", "rate-too-high"),

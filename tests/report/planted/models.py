@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from report.planted.data import LENGTH, SYMBOLS, TOPICS, WORDS
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 def mlp(*sizes: int, act: Callable[[], nn.Module] = nn.ReLU, bias: bool = True) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+    for inputs, outputs in pairwise(sizes):
         layers += [nn.Linear(inputs, outputs, bias=bias), act()]
     return nn.Sequential(*layers[:-1])
 
@@ -83,7 +84,7 @@ class Transformer(nn.Module):
 
 
 class Bag(nn.Module):
-    """The mean of the words' vectors, a hidden layer, a topic. `scale` multiplies the vectors, and so their gradient."""
+    """The mean of the words' vectors times `scale`, which their gradient is multiplied by; a hidden layer, a topic."""
 
     def __init__(self, width: int = 16, sparse: bool = False, scale: float = 1.0, words: int = WORDS):
         super().__init__()

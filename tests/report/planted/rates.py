@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from report.planted.data import digits, images, rows_of_images, surface, text
+from report.planted.data import bags, digits, images, rows_of_images, surface, text
 from report.planted.fit import Case, Learner, adamw, fit, muon, sgd
-from report.planted.models import Recurrent, Transformer, cnn, mlp
+from report.planted.models import Bag, Recurrent, Transformer, cnn, mlp
 from torch import Tensor, nn
 
 from lightning_calib import LearningRateControl
@@ -64,6 +64,12 @@ CASES = [
         50,
         codes=("diverged", "rate-too-high"),
         why="as above",
+    ),
+    Case(
+        "rate-x300-bag-adamw",
+        lambda recorder: fit(recorder, Learner(Bag(), adamw(1.0)), bags(), 300),
+        codes=("rate-too-high", "diverged"),
+        why=GROWS,
     ),
     Case(
         "rate-x0.001-mlp-sgd",
