@@ -2,7 +2,7 @@
 
 PYTHONPATH=tests python -m report.planted                        every run, seed 0
 PYTHONPATH=tests python -m report.planted --seeds 0 1 2 --only rate
-PYTHONPATH=tests python -m report.planted --keep DIR             keeps the numbers; a second time they are read from there
+PYTHONPATH=tests python -m report.planted --keep DIR             keeps the numbers, or reads them from there
 """
 
 from __future__ import annotations
