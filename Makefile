@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-oldest compatibility test-browser lint types screenshots gallery bench cost bench-rates clean
+.PHONY: demo test test-all test-oldest compatibility test-browser lint types screenshots gallery bench cost bench-rates clean
 
 demo: $(STAMP)  ## train a small CNN on handwritten digits with NonFiniteGuard, ZClip and GradientMonitor
 	$(BIN)/python examples/vision.py
 
 test: lint types  ## everything that decides whether a change is good
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-all: $(STAMP)  ## what is too long for `make test`: all planted faults and healthy runs; about 6 minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 test-browser: $(STAMP)  ## the "Gradients" tab in a real browser; needs Chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser
