@@ -87,7 +87,7 @@ class Gates(nn.Module):
 
 
 class Experts(nn.Module):
-    """Eight experts; the router sends each image to one, and some are hardly ever drawn."""
+    """Eight experts; the router, with noise, sends each image to one, and some are drawn only now and then."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +95,8 @@ class Experts(nn.Module):
         self.experts = nn.ModuleList(mlp(64, 32, 32) for _ in range(8))
 
     def forward(self, x: Tensor) -> Tensor:
-        weights = self.router(x / 4).softmax(1)
+        scores = self.router(x / 4)
+        weights = (scores + 0.3 * torch.randn_like(scores)).softmax(1)
         best, which = weights.max(1)
         found = torch.zeros(len(x), 32)
         for i, expert in enumerate(self.experts):
