@@ -262,7 +262,6 @@ CASES = [
         lambda recorder: fit(
             recorder, Learner(Transformer(), adamw(3e-3), schedule=warm_cosine), text(), 320, 32, gradient_clip_val=1.0
         ),
-        part=True,
     ),
     Case(
         "tied-transformer-adamw",
@@ -276,7 +275,6 @@ CASES = [
     Case(
         "rezero-transformer-adamw",
         lambda recorder: fit(recorder, Learner(Transformer(rezero=True), adamw(3e-3)), text(), 300, 32),
-        part=True,
     ),
     Case("rezero-mlp-sgd", lambda recorder: fit(recorder, Learner(Gates(), sgd(0.02)), digits()), 50),
     Case(
