@@ -113,7 +113,6 @@ class CalibratedCallback(PublicCallback, Participant):
         if self._session is not None and self is self._session.first:
             self._session.backwards += 1
 
-    @torch.no_grad()
     def on_before_optimizer_step(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", optimizer: Optimizer
     ) -> None:
@@ -124,7 +123,8 @@ class CalibratedCallback(PublicCallback, Participant):
             self._fabric = self._fabric or fabric_session(self, trainer, pl_module)
             self._off = self._fabric is None
             if self._fabric is not None:
-                self._fabric.turn(optimizer)
+                with torch.no_grad():
+                    self._fabric.turn(optimizer)
                 self._warn_of_losses()
 
     def on_train_batch_end(

@@ -146,7 +146,8 @@ class SegmentRescaler(CalibratedCallback):
                 view.rescale(part.segments.spread(report.coefficients))
         if not reduced:
             return record
-        fired = Fired(self.state_key, torch.stack(reduced).any(), acted=not self.dry_run)
+        anywhere = reduced[0] if len(reduced) == 1 else torch.stack(reduced).any()
+        fired = Fired(self.state_key, anywhere, acted=not self.dry_run)
         return record._replace(fired=(*record.fired, fired))
 
     def _row(self, view: GradientView, record: StepRecord, memory: OptimizerMemory) -> Row:

@@ -84,7 +84,7 @@ class Recorder:
     @_ends_only_itself
     def prepare(self, run: OptimizerRun) -> None:
         """Prepare for an optimizer's plan; what is known from before goes on."""
-        view, rows, old = run.view, rows_of(run.view), run.memory.tab
+        view, rows, old = run.view, rows_of(run.view), run.tab
         self.tables[view.index] = LayerTable(view, rows)
         saved, tab = None, TabMemory(RecordStream(rows))
         if old is not None:
@@ -93,14 +93,14 @@ class Recorder:
         with self.losses.of("what the Gradients tab remembers"):  # all of it, or nothing
             saved = of_optimizer(self.kept, "dashboard", view.index) if saved is None else saved
             tab = tab if saved is None else TabMemory.restored(rows, view.plan, saved, f"dashboard.{view.index}")
-        run.memory = run.memory._replace(tab=tab)
+        run.tab = tab
 
     @_ends_only_itself
     def begin_step(self, run: OptimizerRun) -> None:
         """A step begins, and nobody has acted yet."""
-        table, tab = self.tables[run.view.index], run.memory.tab
+        table, tab = self.tables[run.view.index], run.tab
         given = tab.since if tab.since and all(tab.since) else table.given()  # nothing can be added to all of them
-        run.memory = run.memory._replace(tab=tab.add(run.view.reading().tensors, given))
+        run.tab = tab.add(run.view.reading().tensors, given)
         if run.record.logged:
             table.see_logged(histograms=self.counts and tab.stream.histogram_due)
 
@@ -108,7 +108,7 @@ class Recorder:
     def end_step(self, run: OptimizerRun) -> None:
         """Everybody has acted: keep what a guard has found."""
         if run.record.incident is not None:
-            run.memory = run.memory._replace(tab=run.memory.tab.add_incident(run.record.incident))
+            run.tab = run.tab.add_incident(run.record.incident)
 
     @_ends_only_itself
     def see_used(self, run: OptimizerRun) -> None:
@@ -167,19 +167,17 @@ class Recorder:
     @_ends_only_itself
     def summarise(self, run: OptimizerRun, text: str, step: int) -> None:
         """A summary goes with the next record: of two records of one tag at one step TensorBoard keeps the last."""
-        tab = run.memory.tab
-        tab = tab._replace(stream=tab.stream.with_event(Event(step, "summary", text)))
-        run.memory = run.memory._replace(tab=tab)
+        run.tab = run.tab._replace(stream=run.tab.stream.with_event(Event(step, "summary", text)))
 
     @_ends_only_itself
     def finish(self, runs: Iterable[OptimizerRun], step: int) -> None:
         """The fit is over, or broken off: write what waits for more rows, and keep it for a run that resumes."""
-        for run in (run for run in runs if run.memory.tab is not None):  # training may break off before it is prepared
-            tab = run.memory.tab
+        for run in (run for run in runs if run.tab is not None):  # training may break off before it is prepared
+            tab = run.tab
             self.write(*tab.stream.unfinished())
             records, stream = tab.stream.flushed()
             self.write(records, max(step, self.last + 1))
-            run.memory = run.memory._replace(tab=tab._replace(stream=stream))
+            run.tab = tab._replace(stream=stream)
         for writer in self.writers:
             writer.experiment.flush()
 

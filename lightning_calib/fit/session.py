@@ -30,7 +30,9 @@ class Session:
         self.trainer, self.module, self.participants = trainer, module, participants
         self.first, self.final = participants[0], participants[-1]
         # A guard may have to read the gradients again, so that it looks before the others do.
-        self.inspecting = sorted(participants, key=lambda one: not one._needs.guards)
+        guards_first = sorted(participants, key=lambda one: not one._needs.guards)
+        self.inspecting = [one for one in guards_first if _has_its_own(one, "_inspect")]
+        self.observing = [one for one in participants if _has_its_own(one, "_observe")]
         self.facts = FitFacts.of(trainer, module, participants)
         self.recorder: TabRecorder | None = None  # GradientMonitor's, where there is a tab
         self.backwards = 0
@@ -65,7 +67,8 @@ class Session:
         if run is None:
             return
         try:
-            self._turn(one, run)
+            with torch.no_grad():
+                self._turn(one, run)
         except Exception as trouble:
             if self._must_raise(run):
                 raise
@@ -97,7 +100,8 @@ class Session:
         if run.record.turn and automatic:  # a batch takes one step, and has not ended
             self.watched.refuse(run, several_closures(view.optimizer))
             return
-        run.memory, run.record = run.memory.end_step(run.record), StepRecord()
+        run.end_step()
+        run.record = StepRecord()
         passes, run.backwards = self.backwards - run.backwards, self.backwards
         scale = window_scale(self.trainer, passes) if automatic else 1.0
         run.rates.lapse()
@@ -105,17 +109,16 @@ class Session:
             self.prepare(run)
         # No backward pass since the last step (a `training_step` that returned None, or SWA's BatchNorm epoch):
         # whatever lies in `grad` is old. It passes through and is not recorded; nothing at all is a skipped step.
-        fresh = passes > 0 or not automatic
-        stale = view.has_gradient and not fresh
+        fresh, given, due = passes > 0 or not automatic, view.has_gradient, self.due
         run.record = StepRecord(
-            phase=Phase.RESTING if stale else Phase.JUDGED,
-            live=view.has_gradient and fresh,
-            logged=self.due,
+            phase=Phase.RESTING if given and not fresh else Phase.JUDGED,
+            live=given and fresh,
+            logged=due,
             window_scale=scale,
-            rates=rates_in_use(view.optimizer, self.facts.scaler) if self.due else None,
+            rates=rates_in_use(view.optimizer, self.facts.scaler) if due else None,
+            norm_before=view.norm() if given and fresh else None,
         )
         if run.record.live:
-            run.record = run.record._replace(norm_before=view.norm())
             if self.recorder is not None:
                 self.recorder.begin_step(run)
             for one in self.inspecting:
@@ -146,10 +149,10 @@ class Session:
             norm_left = view.norm()
             record = record._replace(norm_left=norm_left, kept=self._kept(norm_left, record.window_scale))
         run.record = record
-        run.memory = run.memory.add(record, scaled=self.facts.scaler is not None, fused=view.fused)
+        run.count()
         if self.recorder is not None:
             self.recorder.end_step(run)
-        for one in self.participants:
+        for one in self.observing:
             one._observe(view, record)
         if record.logged and record.live:
             self.watched.hooks[id(view.optimizer)].prepare()
@@ -159,7 +162,7 @@ class Session:
         if not self.facts.final_norm_computable:
             return None
         if self.facts.clip.how is None:
-            return Kept(norm_left, torch.zeros_like(norm_left).bool())
+            return Kept(norm_left, None)
         share = self.facts.clip.share(norm_left, scale)
         return Kept(norm_left * share, (share < 1) & norm_left.isfinite())
 
@@ -191,7 +194,11 @@ class Session:
         self.watched.unseen.end_batch()
         closed = self.close_row() if self.due else ClosedRow({}, {}, [])
         for run in self.runs.values():
-            run.memory = closed.memories.get(run.view.index, run.memory.end_step(run.record))
+            memory = closed.memories.get(run.view.index)
+            if memory is None:
+                run.end_step()
+            else:
+                run.memory = memory
             run.record = run.record.rest()
             self.watched.hooks[id(run.view.optimizer)].forget()
         if closed.values:
@@ -211,3 +218,8 @@ class Session:
             return {run.view.index: run.memory for run in self.runs.values()}
         ended = {run.view.index: run.memory.end_step(run.record) for run in self.runs.values()}
         return ended | (self.close_row().memories if self.due else {})
+
+
+def _has_its_own(one: Participant, method: str) -> bool:
+    """Whether it takes this part in a step: what it inherits unchanged from `Participant` does nothing."""
+    return getattr(type(one), method) is not getattr(Participant, method)

@@ -167,7 +167,7 @@ def observe(segments: Segments, reading: Reading, *, weights: bool = False) -> O
     """Fold a reading to the segments; with ``weights``, read the weights of the members too."""
     norms = segments.fold(reading)
     weight_norms = segments.fold(_read_weights(segments, reading)) if weights else None
-    return Observation(norms, norms.isfinite() & (norms > 0), weight_norms)
+    return Observation(norms, (norms > 0) & (norms < torch.inf), weight_norms)
 
 
 def _read_weights(segments: Segments, reading: Reading) -> Reading:

@@ -96,16 +96,27 @@ class ZScore(Warmup):
         """Judge by the moments so far, then let the norm enter them."""
         norms, observed, _ = observation
         x = torch.where(observed, norms.log() if self.robust else norms, state.mean)
-        deviation = state.var.sqrt().clamp(min=_FLOOR if self.robust else 0)
-        z = (x - state.mean) / (deviation + (0 if self.robust else _PAPER_EPS))
+        judged, kind = state.seen >= self.warmup_steps, type(state)
+        # On the host a look is cheap, and then one of the two is enough; elsewhere nothing waits for the device.
+        done = int(judged.sum()) if judged.device.type == "cpu" else None
+        early = push_arithmetic(state, x, observed) if done != len(norms) else None
+        if early is not None and done == 0:
+            return self._once(judged, norms), kind(*early)
+        targets, late = self._judge(norms, observed, x, state)
+        if early is None:
+            return targets, kind(*late)
+        new = kind(*(torch.where(judged, b, a) for a, b in zip(early, late, strict=True)))
+        return self._once(judged, targets), new
+
+    def _judge(self, norms: Tensor, observed: Tensor, x: Tensor, state: Any) -> tuple[Tensor, Moments]:
+        """As after the warm-up."""
+        residual, deviation = x - state.mean, state.var.sqrt().clamp(min=_FLOOR if self.robust else 0)
+        z = residual / (deviation if self.robust else deviation + _PAPER_EPS)
         spike = z > self.z_max
         trigger, reduced = self.z_max * deviation, float(self.z_max) ** 2 * deviation / z
         wanted = state.mean + torch.where(spike, reduced, trigger)
         limit = _WINSOR * deviation if self.robust else torch.where(spike, reduced, torch.inf)
-        pushed = state.mean + (x - state.mean).clamp(-limit, limit)
-        judged = state.seen >= self.warmup_steps
-        early, late = push_arithmetic(state, x, observed), push_exponential(state, pushed, observed, self.decay)
+        pushed = state.mean + residual.clamp(-limit, limit)
         targets = wanted.exp() if self.robust else wanted
         targets = torch.where(spike, targets, torch.maximum(targets, torch.where(observed, norms, 0)))
-        new = type(state)(*(torch.where(judged, b, a) for a, b in zip(early, late, strict=True)))
-        return self._once(judged, targets), new
+        return targets, push_exponential(state, pushed, observed, self.decay)

@@ -1,6 +1,6 @@
 """What is counted about one optimizer and about one callback, on the device, so that nothing waits for it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -60,43 +60,54 @@ class StepCounts(NamedTuple):
         zero = torch.zeros_like(self.window_reduced)
         return self._replace(window_steps=0, window_reduced=zero, window_max=torch.full_like(self.window_max, -1))
 
-    def add(self, record: StepRecord, *, scaled: bool, fused: bool) -> "StepCounts":
-        """Count a step with a gradient; ``scaled`` under a GradScaler, ``fused`` if the optimizer skips by itself."""
-        before = record.norm_before
-        if before is None:
+    def add(self, *records: StepRecord, scaled: bool, fused: bool) -> "StepCounts":
+        """Count steps; ``scaled`` under a GradScaler, ``fused`` if the optimizer skips by itself.
+
+        A step without a gradient is not counted. Many steps at once are the same, to the bit, as one after the other.
+        """
+        records = tuple(record for record in records if record.norm_before is not None)
+        if not records:
             return self
-        counts = self._add_overflow(record, before, scaled=scaled, fused=fused)
-        if record.kept is not None:
-            counts = counts.add_kept(before, record.kept)
-        highest = torch.where(before.isfinite(), torch.maximum(self.window_max, before), self.window_max)
+        before = torch.stack([norm for record in records if (norm := record.norm_before) is not None])
+        finite = before.isfinite()
+        counts = self._add_overflows(records, finite, scaled=scaled, fused=fused)
+        known = [i for i, record in enumerate(records) if record.kept is not None]
+        if known:
+            norms = before if len(known) == len(records) else before[known]
+            counts = counts.add_kept(norms, *(record.kept for record in records if record.kept is not None))
         return counts._replace(
-            window_steps=self.window_steps + 1,
-            window_reduced=self.window_reduced + record.reduced,
-            window_max=highest,
-            steps=self.steps + 1,
+            window_steps=self.window_steps + len(records),
+            window_reduced=self.window_reduced + _reduced(records),
+            window_max=torch.maximum(self.window_max, torch.where(finite, before, -1).max()),
+            steps=self.steps + len(records),
         )
 
-    def _add_overflow(self, record: StepRecord, before: Tensor, *, scaled: bool, fused: bool) -> "StepCounts":
+    def _add_overflows(
+        self, records: Sequence[StepRecord], finite: Tensor, *, scaled: bool, fused: bool
+    ) -> "StepCounts":
         """A norm that is not finite is an incident, or routine where a GradScaler looks for its scale."""
-        if record.overflow is not None:
-            return self._replace(
-                nonfinite=self.nonfinite + int(record.overflow.incident),
-                kernel_skipped=self.kernel_skipped + int(record.overflow.skipped_in_kernel),
-            )
-        bad = ~before.isfinite()
+        found = [record.overflow for record in records if record.overflow is not None]
+        nonfinite = self.nonfinite + sum(one.incident for one in found)
+        kernel_skipped = self.kernel_skipped + sum(one.skipped_in_kernel for one in found)
+        if found:  # what a guard has found needs no look at the norm
+            finite = finite[[i for i, record in enumerate(records) if record.overflow is None]]
+        bad = (~finite).sum()
         if not scaled:
-            return self._replace(nonfinite=self.nonfinite + bad)
-        return self._replace(kernel_skipped=self.kernel_skipped + bad) if fused else self
+            return self._replace(nonfinite=nonfinite + bad, kernel_skipped=kernel_skipped)
+        return self._replace(nonfinite=nonfinite, kernel_skipped=kernel_skipped + bad if fused else kernel_skipped)
 
-    def add_kept(self, before: Tensor, kept: Kept) -> "StepCounts":
-        """Count what everybody left of the norm ``before``, and whether the Trainer took of it."""
-        valid = before.isfinite() & (before > 0) & kept.norm.isfinite()
-        share = torch.where(valid, kept.norm / before, 0)
-        return self._replace(
-            trainer_reduced=self.trainer_reduced + (kept.by_trainer & valid),
-            known=self.known + valid,
-            left=self.left + share,
-        )
+    def add_kept(self, before: Tensor, *kept: Kept) -> "StepCounts":
+        """Count what everybody left of the norms ``before``, and whether the Trainer took of them."""
+        norms = torch.stack([one.norm for one in kept])
+        valid = before.isfinite() & (before > 0) & norms.isfinite()
+        shares = torch.where(valid, norms / before, 0)
+        takes = [(i, flag) for i, one in enumerate(kept) if (flag := one.by_trainer) is not None]
+        by_trainer = self.trainer_reduced
+        if takes:
+            by_trainer = by_trainer + (torch.stack([flag for _, flag in takes]) & valid[[i for i, _ in takes]]).sum()
+        # One after the other: a sum in another order has other bits, and a run that resumes must have the same.
+        left = sum(shares.unbind(), self.left)
+        return self._replace(trainer_reduced=by_trainer, known=self.known + valid.sum(), left=left)
 
     def end_step(self, *, skipped: bool) -> "StepCounts":
         """The step is over: count it if it was not taken."""
@@ -120,10 +131,12 @@ class ClipCounts(NamedTuple):
         zero = torch.zeros((), dtype=torch.int64, device=device)
         return ClipCounts(0, zero, 0, zero)
 
-    def add(self, fired: Tensor | None) -> "ClipCounts":
-        """Count one step; ``fired`` is a 0-d bool, None where the step was not judged."""
-        count = 0 if fired is None else fired
-        return ClipCounts(self.window_steps + 1, self.window_fired + count, self.steps + 1, self.fired + count)
+    def add(self, *fired: Tensor | None) -> "ClipCounts":
+        """Count steps; each is a 0-d bool, None where the step was not judged."""
+        judged = [one for one in fired if one is not None]
+        count = torch.stack(judged).sum() if judged else 0
+        steps = len(fired)
+        return ClipCounts(self.window_steps + steps, self.window_fired + count, self.steps + steps, self.fired + count)
 
     def new_window(self) -> "ClipCounts":
         """A row was written."""
@@ -133,3 +146,14 @@ class ClipCounts(NamedTuple):
     def fraction(self) -> Tensor:
         """Of the window's steps, 0-d."""
         return self.window_fired / max(1, self.window_steps)
+
+
+def _reduced(records: Sequence[StepRecord]) -> Tensor | int:
+    """On how many of the steps anybody reduced the gradient."""
+    each = [record.reductions for record in records]
+    width = max(map(len, each))
+    if width == 0:
+        return 0
+    nobody = torch.zeros_like(next(flags[0] for flags in each if flags))
+    rows = [[*flags, *[nobody] * (width - len(flags))] for flags in each]
+    return torch.stack([flag for flags in rows for flag in flags]).view(-1, width).any(1).sum()

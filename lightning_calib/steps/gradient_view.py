@@ -1,5 +1,6 @@
 """The gradients of one optimizer: the only object that reads and writes ``.grad``."""
 
+from math import isfinite
 from typing import Any
 
 from torch import Tensor
@@ -9,7 +10,6 @@ from torch.optim import Optimizer
 from lightning_calib.functional.norms import Reading, measure
 from lightning_calib.functional.plan import Plan, tensors_of
 from lightning_calib.functional.rescale import rescale_
-from lightning_calib.functional.segments import Segments
 from lightning_calib.steps.optimizer_facts import pending_scale
 
 
@@ -58,7 +58,6 @@ class GradientView:
 
     def _lay_plan(self) -> None:
         self.plan = Plan.of_optimizer(self.optimizer, self.module)
-        self._whole = Segments.of(self.plan, "global")
 
     def begin_step(self, window_scale: float = 1.0) -> bool:
         """Look at the gradients of a new step. True if the parameters have changed and the plan was laid anew."""
@@ -84,11 +83,7 @@ class GradientView:
 
     def norm(self) -> Tensor:
         """The 2-norm of the whole gradient as it is now, 0-d."""
-        return self.total(self.reading())
-
-    def total(self, reading: Reading) -> Tensor:
-        """The norm of the whole gradient out of a reading, 0-d."""
-        return self._whole.fold(reading).squeeze(0)
+        return self.reading().norm
 
     def measure(self, norm_type: float = 2.0) -> Reading:
         """Read the gradients, as those of a whole window: Lightning divides those of a short one by as many parts."""
@@ -106,11 +101,11 @@ class GradientView:
 
     def is_finite(self) -> bool:
         """Whether the norm is; waits for the device. One that has only overflowed is read again first, scaled."""
-        finite = bool(self.norm().isfinite())
+        finite = isfinite(self.norm().item())
         if finite or self.readings[2.0].scaled:
             return finite
         self._read_scaled, self.readings = True, {}
-        return bool(self.norm().isfinite())
+        return isfinite(self.norm().item())
 
     def drop(self) -> None:
         """Drop the step: without gradients the optimizer changes nothing, neither parameters nor state."""
@@ -127,5 +122,12 @@ class GradientView:
     def rescale(self, factors: Tensor) -> None:
         """Multiply the gradients, and the readings with them."""
         self.unscale()
+        if factors.device.type == "cpu" and not _changes(factors):
+            return
         rescale_(self.plan, self.gradients, factors)
         self.readings = {kind: reading.rescaled(factors) for kind, reading in self.readings.items()}
+
+
+def _changes(factors: Tensor) -> bool:
+    """Whether a rescale by these factors, on the host, changes anything."""
+    return factors.item() != 1.0 if factors.numel() == 1 else bool((factors != 1.0).any())

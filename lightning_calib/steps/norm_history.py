@@ -29,18 +29,23 @@ class NormHistory(NamedTuple):
         values = torch.full((_CAPACITY,), torch.nan, dtype=plan.dtype, device=plan.device)
         return NormHistory(0, 1, values, values.new_tensor(torch.inf), values.new_tensor(0.0))
 
-    def add(self, norm: Tensor) -> "NormHistory":
-        """Take one norm in; at the capacity, drop every second one."""
-        valid = norm.isfinite() & (norm > 0)
-        low = torch.where(valid, torch.minimum(self.low, norm), self.low)
-        high = torch.where(valid, torch.maximum(self.high, norm), self.high)
-        stride, values = self.stride, self.values
-        if self.seen == stride * _CAPACITY:
-            values, stride = torch.cat([values[::2], torch.full_like(values[::2], torch.nan)]), 2 * stride
-        if self.seen % stride == 0:
-            values = values.clone()
-            values[self.seen // stride] = torch.where(valid, norm, torch.nan)
-        return NormHistory(self.seen + 1, stride, values, low, high)
+    def add(self, norms: Tensor) -> "NormHistory":
+        """Take in one norm, 0-d, or several, one after the other; at the capacity, drop every second one."""
+        norms = norms.reshape(-1)
+        valid = norms.isfinite() & (norms > 0)
+        low = torch.minimum(self.low, torch.where(valid, norms, torch.inf).min())
+        high = torch.maximum(self.high, torch.where(valid, norms, 0).max())
+        kept, stride, values = torch.where(valid, norms, torch.nan), self.stride, self.values.clone()
+        seen, end = self.seen, self.seen + len(norms)
+        while seen < end:
+            if seen == stride * _CAPACITY:
+                values, stride = torch.cat([values[::2], torch.full_like(values[::2], torch.nan)]), 2 * stride
+            until = min(end, stride * _CAPACITY)
+            found = kept[-seen % stride : until - seen : stride]
+            first = -(-seen // stride)
+            values[first : first + len(found)] = found
+            seen, kept = until, kept[until - seen :]
+        return NormHistory(end, stride, values, low, high)
 
     @property
     def unusable(self) -> int:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
+
 from lightning_calib.functional.plan import Plan
 from lightning_calib.steps.counts import ClipCounts, StepCounts
 from lightning_calib.steps.norm_history import NormHistory
@@ -29,25 +31,28 @@ class OptimizerMemory(NamedTuple):
         """Nothing has happened."""
         return OptimizerMemory(StepCounts.empty(plan), {})
 
-    def add(self, record: StepRecord, *, scaled: bool, fused: bool) -> "OptimizerMemory":
-        """Count a step with a gradient when all callbacks have acted.
+    def add(self, *records: StepRecord, scaled: bool, fused: bool) -> "OptimizerMemory":
+        """Count steps with a gradient when all callbacks have acted: many at once are, to the bit, one after the other.
 
         Args:
-            record: The step.
+            records: The steps.
             scaled: Whether there is a GradScaler.
             fused: Whether the optimizer skips overflows by itself.
         """
-        if record.norm_before is None:
+        records = tuple(record for record in records if record.norm_before is not None)
+        if not records:
             return self
-        return self.add_clips(record)._replace(
-            steps=self.steps.add(record, scaled=scaled, fused=fused),
-            norms=None if self.norms is None else self.norms.add(record.norm_before),
+        norms = [norm for record in records if (norm := record.norm_before) is not None]
+        return self.add_clips(*records)._replace(
+            steps=self.steps.add(*records, scaled=scaled, fused=fused),
+            norms=None if self.norms is None else self.norms.add(torch.stack(norms)),
         )
 
-    def add_clips(self, record: StepRecord) -> "OptimizerMemory":
+    def add_clips(self, *records: StepRecord) -> "OptimizerMemory":
         """Count who reduced the gradient; a step that somebody has dropped counts as one that nobody reduced."""
-        fired = {one.key: one.reduced for one in record.fired} if record.live else {}
-        return self._replace(clips={key: counts.add(fired.get(key)) for key, counts in self.clips.items()})
+        each = [{one.key: one.reduced for one in record.fired} if record.live else {} for record in records]
+        clips = {key: counts.add(*(fired.get(key) for fired in each)) for key, counts in self.clips.items()}
+        return self._replace(clips=clips)
 
     def end_step(self, record: StepRecord) -> "OptimizerMemory":
         """The step at hand is over: count it as skipped if torch did not take it."""

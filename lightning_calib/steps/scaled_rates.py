@@ -106,7 +106,8 @@ class ScaledRates:
 
     def lapse(self) -> None:
         """A step begins, of which no factor is known yet: whatever is there is of one that never came to its end."""
-        self._restore()
+        if self.scaled:
+            self._restore()
         self.pending = None
 
     def scale(self, factors: list[float | Tensor]) -> list[float | Tensor]:

@@ -80,15 +80,19 @@ class StepHooks:
         if record.phase is Phase.JUDGED and record.logged and record.live:
             self._attempt(_USED, self._read)
 
-    @torch.no_grad()
     def _after_step(self) -> None:
         run = self.run
         if run.record.phase is not Phase.JUDGED:  # nothing was judged, or a step inside of this one came first
             return
         taken = run.record.live and self._had_gradients()
         run.record = run.record._replace(phase=Phase.TAKEN if taken else Phase.NOT_TAKEN)
-        if not (taken and run.record.logged):
-            return
+        if taken and run.record.logged:
+            self._complete()
+
+    @torch.no_grad()
+    def _complete(self) -> None:
+        """A logged step was taken: see what the optimizer made of it."""
+        run = self.run
         if run.record.used is None and self.overwritten:
             self._compute()
         elif run.record.used is None:
@@ -126,7 +130,7 @@ class StepHooks:
     def _read(self) -> None:
         run = self.run
         used = run.view.read_used()
-        run.record = run.record._replace(used=used, norm_used=run.view.total(used))
+        run.record = run.record._replace(used=used, norm_used=used.norm)
         if self.see_used is not None:
             self.see_used(run)
 

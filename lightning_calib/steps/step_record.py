@@ -56,11 +56,11 @@ class Kept(NamedTuple):
 
     Attributes:
         norm: 0-d.
-        by_trainer: 0-d bool: whether the Trainer, or the module in its place, took of it.
+        by_trainer: 0-d bool: whether the Trainer, or the module in its place, took of it; None where it does not clip.
     """
 
     norm: Tensor
-    by_trainer: Tensor
+    by_trainer: Tensor | None
 
 
 class Overflow(NamedTuple):
@@ -113,10 +113,17 @@ class StepRecord(NamedTuple):
     update: WeightUpdate | None = None
 
     @property
+    def reductions(self) -> list[Tensor]:
+        """Of everybody who is known to clip, whether they reduced the gradient: 0-d bools."""
+        found = [one.reduced for one in self.fired if one.acted] if self.live else []
+        if self.kept is not None and self.kept.by_trainer is not None:
+            found.append(self.kept.by_trainer)
+        return found
+
+    @property
     def reduced(self) -> bool | Tensor:
         """Whether anybody reduced the gradient, 0-d; False where nobody is known to clip."""
-        found = [one.reduced for one in self.fired if one.acted and self.live]
-        found += [self.kept.by_trainer] if self.kept is not None else []
+        found = self.reductions
         return torch.stack(found).any() if found else False
 
     @property

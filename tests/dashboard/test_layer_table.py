@@ -124,7 +124,7 @@ def logged(view, gradient=1.0, used=0.5):
     table.see_used()
     norms = torch.ones(4, dtype=torch.float64)
     update = WeightUpdate(norms[0], norms[0], 10 * norms, 20 * norms)
-    return table, judged(bare_run(), used=reading, norm_used=view.total(reading), update=update)
+    return table, judged(bare_run(), used=reading, norm_used=reading.norm, update=update)
 
 
 def test_the_numbers_of_a_logged_step(view, memory):
