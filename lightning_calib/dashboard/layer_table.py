@@ -110,6 +110,7 @@ class LayerTable:
     def __init__(self, view: GradientView, rows: Rows) -> None:
         self.view, self.rows = view, rows
         self.filled = [tensor.numel() > 0 for tensor in view.plan.tensors]
+        self.empty = ~torch.tensor(self.filled, dtype=torch.bool)
         self.forget()
 
     def forget(self) -> None:
@@ -186,13 +187,13 @@ class LayerTable:
         return torch.stack([self.counts_before, after])
 
 
-def layers_of(found: Tensor, masks: Masks, plan: Plan, *, taken: bool) -> Tensor:
-    """Put in place what is absent: float32, shape (T, 5), on the host."""
+def layers_of(found: Tensor, masks: Masks, empty: Tensor, *, taken: bool) -> Tensor:
+    """Put in place what is absent, also where a tensor is ``empty``: float32, shape (T, 5), on the host."""
     absent = torch.zeros(found.shape, dtype=torch.bool)
     for column, given in ((BEFORE, masks.before), (PEAK, masks.since), (AFTER, masks.after)):
         absent[:, column] = ~torch.tensor(given) if given else True
     absent[:, UPDATE] = absent[:, AFTER] if masks.after else absent[:, BEFORE]
-    absent[:, WEIGHT] = torch.tensor([tensor.numel() == 0 for tensor in plan.tensors])
+    absent[:, WEIGHT] = empty
     if not taken:
         absent[:, [AFTER, WEIGHT, UPDATE]] = True
     return torch.where(absent, ABSENT, found).float()

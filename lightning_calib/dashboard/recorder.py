@@ -131,16 +131,17 @@ class Recorder:
     ) -> tuple[list[Record], TabMemory]:
         """The records of a row that is on the host, and what the tab remembers after it. It changes nothing."""
         (layers, quantiles, *counts), view, tab = values, run.view, memory.tab
-        masks = self.tables[view.index].masks(run.record, tab)
+        table = self.tables[view.index]
+        masks, empty = table.masks(run.record, tab), table.empty
         mine = {_name(tag, view.suffix): value for tag, value in row.items() if tag.endswith(view.suffix)}
         known = dict(zip(QUANTILES, quantiles.nan_to_num(posinf=ABSENT).tolist(), strict=True))
         totals = {name.partition(".")[0]: value for name, value in mine.items()} | mine | known
         logged = Logged(
             step=step,
-            layers=layers_of(layers, masks, view.plan, taken="update_norm" in totals),
+            layers=layers_of(layers, masks, empty, taken="update_norm" in totals),
             totals=torch.tensor([totals.get(name, ABSENT) for name in GLOBAL_NAMES]),
             histograms=counts[0] if counts else None,
-            idle=torch.tensor([not (one.requires_grad and one.numel()) for one in view.plan.tensors]),
+            idle=empty | ~torch.tensor([one.requires_grad for one in view.plan.tensors], dtype=torch.bool),
             incidents=tab.incidents,
         )
         records, stream = tab.stream.after(logged)

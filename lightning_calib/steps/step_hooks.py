@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 
+from lightning_calib.functional.plan import Plan
 from lightning_calib.steps.optimizer_facts import LeftInGrad, TrainerClip, left_in_grad
 from lightning_calib.steps.optimizer_run import OptimizerRun
 from lightning_calib.steps.step_record import Kept, Phase
-from lightning_calib.steps.weight_update import WeightSample
+from lightning_calib.steps.weight_update import SamplePlan, WeightSample
 
 _USED, _UPDATE = "`calib/grad_norm_after`", "`calib/update_norm` and `calib/update_ratio`"
 
@@ -48,6 +49,7 @@ class StepHooks:
         self.ended: set[str] = set()  # tags whose reading has failed
         self.see_used: Callable[[OptimizerRun], None] | None = None
         self.sample: WeightSample | None = None
+        self.sampled: tuple[Plan, SamplePlan] | None = None  # laid once for each plan
 
     def attach(self) -> None:
         """Register the two hooks."""
@@ -119,7 +121,10 @@ class StepHooks:
             self.warn(f"{self.run.view.label} has no {tags} from here on, training goes on: {trouble!r}")
 
     def _copy_weights(self) -> None:
-        self.sample = WeightSample(self.run.view.plan.tensors)
+        plan = self.run.view.plan
+        if self.sampled is None or self.sampled[0] is not plan:
+            self.sampled = plan, SamplePlan(plan.tensors)
+        self.sample = WeightSample(self.sampled[1])
 
     def _compare_weights(self) -> None:
         sample, self.sample = self.sample, None

@@ -1,13 +1,13 @@
 """How far one optimizer step moved the weights, from copies of them or of a sample."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import gcd
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_calib.functional.dtensor import held
+from lightning_calib.functional.dtensor import held, is_sharded
 from lightning_calib.functional.mesh_sums import Shards
 from lightning_calib.functional.plan import wide_dtype
 
@@ -31,38 +31,86 @@ class WeightUpdate(NamedTuple):
     updates: Tensor
 
 
+class SamplePlan:
+    """Which elements of the weights are copied, found out once: all up to 2^16 per tensor, else every n-th one.
+
+    Attributes:
+        tensors: Those that have elements.
+        shards: How they are spread over processes; None where none is.
+        strides: Every how many elements one of each is copied.
+        scales: What makes the norm of a sample that of its tensor, shape (T,); None where all are copied as a whole.
+        matrices: Which of them have more than one dimension; None where none has.
+        alike: Positions of those that one call serves: of one type, on one device.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.tensors = [tensor for tensor in tensors if tensor.numel()]
+        self.shards = Shards.of(self.tensors)
+        self.strides = strides(self.tensors)
+        held_here = [held(tensor.detach()).numel() for tensor in self.tensors]
+        copied = [-(-size // stride) for size, stride in zip(held_here, self.strides, strict=True)]
+        share = [size / max(1, count) for size, count in zip(held_here, copied, strict=True)]
+        device = self.tensors[0].device if self.tensors else torch.device("cpu")
+        narrow = any(wide_dtype(tensor.device) == torch.float32 for tensor in self.tensors)
+        self.dtype = torch.float32 if narrow else torch.float64
+        scales = torch.tensor(share, dtype=self.dtype, device=device).sqrt()
+        self.scales = None if all(one == 1.0 for one in share) else scales
+        matrices = [i for i, tensor in enumerate(self.tensors) if tensor.ndim > 1]
+        self.matrices = torch.tensor(matrices, device=device) if matrices else None
+        self.plain = [
+            stride == 1 and not is_sharded(one) for one, stride in zip(self.tensors, self.strides, strict=True)
+        ]
+        alike: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+        for i, tensor in enumerate(self.tensors):
+            alike.setdefault((tensor.dtype, tensor.device), []).append(i)
+        self.alike = list(alike.values())
+
+    def now(self) -> list[Tensor]:
+        """What would be copied, as it is: no copies."""
+        each = zip(self.tensors, self.strides, self.plain, strict=True)
+        return [one if plain else _flat(held(one.detach()))[::stride] for one, stride, plain in each]
+
+    def each(self, call: Callable[..., Sequence[Tensor]], *lists: Sequence[Tensor]) -> list[Tensor]:
+        """One call for all that are alike; its results in the order of the tensors."""
+        found: dict[int, Tensor] = {}
+        for places in self.alike:
+            found.update(zip(places, call(*([values[i] for i in places] for values in lists)), strict=True))
+        return [found[i] for i in range(len(self.tensors))]
+
+    def norms(self, values: Sequence[Tensor]) -> Tensor:
+        """Shape (T,), float64 where every device has it, on the first one's device."""
+        norms = self.each(_norms, values)
+        if len(self.alike) > 1:
+            norms = [norm.to(norms[0].device, self.dtype) for norm in norms]
+        return torch.stack(norms).to(self.dtype)
+
+
 class WeightSample:
-    """The weights before a step: whole up to 2^16 elements per tensor, else every n-th one; in all at most 64 MB.
+    """The weights before a step: in all at most 64 MB.
 
     Of a DTensor each process takes a sample of what it holds, and `moved` brings them together.
     """
 
-    def __init__(self, tensors: tuple[Tensor, ...]) -> None:
-        self.tensors = [tensor for tensor in tensors if tensor.numel()]
-        self.shards = Shards.of(self.tensors)
-        self.strides = strides(self.tensors)
-        self.before = [sample.clone() for sample in self._now()]
+    @torch.no_grad()
+    def __init__(self, plan: SamplePlan) -> None:
+        self.plan = plan
+        self.before = plan.each(torch._foreach_clone, plan.now())
 
-    def _now(self) -> list[Tensor]:
-        pairs = zip(self.tensors, self.strides, strict=True)
-        return [_flat(held(tensor.detach()))[::stride] for tensor, stride in pairs]
-
+    @torch.no_grad()
     def moved(self) -> WeightUpdate:
         """What the step did: the weights' difference is taken in their own type; a weight of norm zero has no ratio."""
-        changes = [now - old for now, old in zip(self._now(), self.before, strict=True)]
-        moved, sizes = _norms(changes), _norms(self.before)
-        pairs = zip(self.tensors, self.before, strict=True)
-        share = [held(tensor).numel() / max(1, old.numel()) for tensor, old in pairs]
-        factors = moved.new_tensor(share).sqrt()
-        moved, sizes = moved * factors, sizes * factors
-        if self.shards is not None:
-            squares = self.shards.total(torch.stack([moved.square(), sizes.square()], dim=1))
+        plan = self.plan
+        changes = plan.each(torch._foreach_sub, plan.now(), self.before)
+        moved, sizes = plan.norms(changes), plan.norms(self.before)
+        if plan.scales is not None:
+            moved, sizes = moved * plan.scales, sizes * plan.scales
+        if plan.shards is not None:
+            squares = plan.shards.total(torch.stack([moved.square(), sizes.square()], dim=1))
             moved, sizes = squares.sqrt().unbind(1)
         total = moved.square().sum().sqrt()
-        matrices = [i for i, tensor in enumerate(self.tensors) if tensor.ndim > 1]
-        if not matrices:
+        if plan.matrices is None:
             return WeightUpdate(total, None, sizes, moved)
-        ratios = torch.where(sizes > 0, moved / sizes, torch.nan)[torch.tensor(matrices, device=sizes.device)]
+        ratios = torch.where(sizes > 0, moved / sizes, torch.nan)[plan.matrices]
         return WeightUpdate(total, ratios.nanmedian(), sizes, moved)
 
 
@@ -87,9 +135,7 @@ def _stride(tensor: Tensor, room: int) -> int:
     return stride
 
 
-def _norms(values: list[Tensor]) -> Tensor:
-    """Shape (T,), float32 or wider, on the first value's device."""
-    real = [value.abs() if value.is_complex() else value for value in values]
-    norms = [torch.linalg.vector_norm(value, dtype=torch.promote_types(value.dtype, torch.float32)) for value in real]
-    narrow = any(wide_dtype(norm.device) == torch.float32 for norm in norms)
-    return torch.stack([norm.to(norms[0].device, torch.float32 if narrow else torch.float64) for norm in norms])
+def _norms(values: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Each 0-d, float32 or wider."""
+    values = [value.abs() if value.is_complex() else value for value in values]
+    return torch._foreach_norm(values, 2.0, dtype=torch.promote_types(values[0].dtype, torch.float32))

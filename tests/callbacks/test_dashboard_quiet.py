@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from lightning_calib import GradientClip, GradientMonitor, ZClip
 from lightning_calib.functional.plan import Plan
 from lightning_calib.steps.norm_history import NormHistory
-from lightning_calib.steps.weight_update import WeightSample
+from lightning_calib.steps.weight_update import SamplePlan, WeightSample
 
 
 def full():
@@ -191,7 +191,7 @@ def test_quantiles_on_the_device_are_those_on_the_host(seen):
 def test_what_a_step_did_to_each_weight_adds_up_to_what_it_did_to_all():
     torch.manual_seed(0)
     tensors = tuple(torch.randn(n, 30) for n in (3, 50, 4000))
-    sample = WeightSample(tensors)
+    sample = WeightSample(SamplePlan(tensors))
     sizes = [tensor.norm().item() for tensor in tensors]
     for tensor in tensors:
         tensor.mul_(1.01)

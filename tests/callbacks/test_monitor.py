@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW
 
 from lightning_calib import GradientMonitor
-from lightning_calib.steps.weight_update import WeightSample
+from lightning_calib.steps.weight_update import SamplePlan, WeightSample
 
 OPTIMIZERS = {
     "sgd": partial(SGD, lr=0.05),
@@ -235,7 +235,7 @@ def test_update_of_a_large_tensor_is_estimated_within_two_percent():
 def test_the_sample_of_the_weights_sees_every_column(shape):
     for column in range(0, shape[-1], max(1, shape[-1] // 4)):
         weight = nn.Parameter(torch.ones(shape))
-        sample = WeightSample((weight,))
+        sample = WeightSample(SamplePlan((weight,)))
         weight.data[..., column] += 1.0
         wanted = (weight.numel() / shape[-1]) ** 0.5
         assert float(sample.moved()[0]) == pytest.approx(wanted, rel=0.1)  # of 2^16 elements, one in shape[-1] moved

@@ -136,8 +136,8 @@ def test_the_numbers_of_a_logged_step(view, memory):
         layers.T, torch.stack([sizes, sizes / 2, 9 * sizes, torch.full((4,), 10.0), torch.full((4,), 20.0)]).double()
     )
     assert masks == Masks(ALL, ALL, ALL)
-    same_bits(layers_of(layers, masks, view.plan, taken=True), layers.float())
-    untaken = layers_of(layers, masks, view.plan, taken=False)
+    same_bits(layers_of(layers, masks, table.empty, taken=True), layers.float())
+    untaken = layers_of(layers, masks, table.empty, taken=False)
     assert untaken[:, [1, 3, 4]].tolist() == [[ABSENT] * 3] * 4
     same_bits(untaken[:, [0, 2]], layers[:, [0, 2]].float())
 
@@ -146,7 +146,7 @@ def test_of_an_optimizer_that_rests_only_the_peak_is_known(view, memory):
     table = LayerTable(view, rows_of(view))
     seen = (StepRecord(), memory.add(torch.ones(4), [True, True, False, True]))
     layers, masks = table.numbers(*seen), table.masks(*seen)
-    found = layers_of(layers, masks, view.plan, taken=False)
+    found = layers_of(layers, masks, table.empty, taken=False)
     assert found[:, 2].tolist() == [1.0, 1.0, ABSENT, 1.0]
     assert found[:, [0, 1, 3, 4]].tolist() == [[ABSENT] * 4] * 4
     assert table.histograms() is None
@@ -210,7 +210,7 @@ def test_a_tensor_without_elements_is_absent_and_shifts_no_other(memory):
     record = judged(bare_run(), used=view.reading(), update=update)
     seen = (record, TabMemory(RecordStream(table.rows)))
     layers, masks = table.numbers(*seen), table.masks(*seen)
-    found = layers_of(layers, masks, view.plan, taken=True)
+    found = layers_of(layers, masks, table.empty, taken=True)
     assert found[0].tolist() == [ABSENT] * 5
     assert found[1:, 3:].tolist() == [[1.0, 10.0], [2.0, 20.0]]
     assert table.histograms() is None

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_calib.steps.weight_update import WeightSample, strides
+from lightning_calib.steps.weight_update import SamplePlan, WeightSample, strides
 
 
 def moved(before, after):
     tensors = tuple(nn.Parameter(one.clone()) for one in before)
-    sample = WeightSample(tensors)
+    sample = WeightSample(SamplePlan(tensors))
     with torch.no_grad():
         for tensor, new in zip(tensors, after, strict=True):
             tensor.copy_(new)

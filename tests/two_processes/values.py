@@ -35,7 +35,7 @@ from lightning_calib.functional.rescale import rescale_
 from lightning_calib.functional.segments import Segments
 from lightning_calib.policies.ema_relative import EMARelative
 from lightning_calib.steps.start_distance import StartDistance
-from lightning_calib.steps.weight_update import WeightSample
+from lightning_calib.steps.weight_update import SamplePlan, WeightSample
 
 
 @case
@@ -252,7 +252,7 @@ def elements_are_clamped_and_centralised() -> None:
 def the_update_is_that_of_whole_weights() -> None:
     for place in places().values():
         plain, ours = pair(place)
-        samples = [WeightSample(Plan.of(module).tensors) for module in (plain, ours)]
+        samples = [WeightSample(SamplePlan(Plan.of(module).tensors)) for module in (plain, ours)]
         for module in (plain, ours):
             torch.optim.SGD(module.parameters(), lr=0.1).step()
         with counted() as calls:
@@ -267,7 +267,7 @@ def a_large_update_is_estimated_from_all_shards() -> None:
     mesh = init_device_mesh("cpu", (2,))
     start = torch.randn(300, 1000, generator=torch.Generator().manual_seed(3))
     weight = nn.Parameter(spread(start, mesh, [Shard(0)]))
-    sample = WeightSample((weight,))
+    sample = WeightSample(SamplePlan((weight,)))
     with torch.no_grad():
         weight += 0.01 * weight * weight
     norm, ratio = sample.moved()[:2]
