@@ -48,7 +48,7 @@ class RuleMemory:
         """This step, as the rule wants to see it."""
         distances = self._start.distances() if self._start else None
         start_norms = self._start.start_norms if self._start else None
-        observed = self.norms.isfinite() & (self.norms > 0)
+        observed = (self.norms > 0) & (self.norms < torch.inf)
         return Measurement(self.norms, observed, loss, distances, start_norms)
 
     def saved(self) -> dict[str, Any]:

@@ -164,7 +164,7 @@ class Session:
         if self.facts.clip.how is None:
             return Kept(norm_left, None)
         share = self.facts.clip.share(norm_left, scale)
-        return Kept(norm_left * share, (share < 1) & norm_left.isfinite())
+        return Kept(norm_left * share, (share < 1) & (norm_left < torch.inf))
 
     # Rows
 

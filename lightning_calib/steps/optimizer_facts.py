@@ -30,7 +30,8 @@ class TrainerClip(NamedTuple):
 
         It sees the gradient as it is; ``norm`` is that of a whole window, and ``window_scale`` the ratio of the two.
         """
-        return (self.value / (norm / window_scale + 1e-6)).clamp(max=1)
+        norm = norm if window_scale == 1.0 else norm / window_scale
+        return (self.value / (norm + 1e-6)).clamp(max=1)
 
 
 def pending_scale(scaler: Any | None, optimizer: Optimizer) -> Tensor | None:

@@ -1,6 +1,6 @@
 """Optimizer steps that Lightning's hook did not announce: an inner optimizer's, or one that goes past Lightning."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch.optim import Optimizer
@@ -23,7 +23,7 @@ class UnseenSteps:
     """
 
     def __init__(
-        self, views: Callable[[], Iterable[GradientView]], report: Callable[[GradientView, Optimizer], None]
+        self, views: Callable[[], Sequence[GradientView]], report: Callable[[GradientView, Optimizer], None]
     ) -> None:
         self.views, self.report = views, report
         self.announced: set[int] = set()  # indices of the views that our hook was called for in this batch
@@ -74,10 +74,10 @@ class UnseenSteps:
 
     def _moved_by(self, optimizer: Optimizer) -> list[GradientView]:
         """The views whose parameters a step of this optimizer moves."""
-        views = list(self.views())
-        own = [view for view in views if view.optimizer is optimizer]
-        if own:
-            return own
+        views = self.views()
+        for view in views:
+            if view.optimizer is optimizer:
+                return [view]
         held = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
         return [view for view in views if any(id(tensor) in held for tensor in view.plan.tensors)]
 

@@ -136,6 +136,6 @@ def _stride(tensor: Tensor, room: int) -> int:
 
 
 def _norms(values: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Each 0-d, float32 or wider."""
-    values = [value.abs() if value.is_complex() else value for value in values]
+    """Of values of one type: each 0-d, float32 or wider."""
+    values = [value.abs() for value in values] if values[0].is_complex() else list(values)
     return torch._foreach_norm(values, 2.0, dtype=torch.promote_types(values[0].dtype, torch.float32))
