@@ -37,8 +37,9 @@ class StartDistance:
 
     def distances(self) -> Tensor:
         """Shape (G,); the differences are taken in the weights' own type."""
-        tensors = self.segments.plan.tensors
-        return self._norms([held(tensor.detach()) - start for tensor, start in zip(tensors, self.start, strict=True)])
+        with torch.no_grad():
+            now = [held(tensor) for tensor in self.segments.plan.tensors]
+            return self._norms(list(torch._foreach_sub(now, self.start)))
 
     def _norms(self, values: list[Tensor]) -> Tensor:
         return self.segments.fold(measure(self.segments.plan, values))
