@@ -1,1 +1,4 @@
 """From measurements to sentences."""
+
+from lightning_calib.report.finding import Finding as Finding
+from lightning_calib.report.report import Report as Report

@@ -1,0 +1,34 @@
+"""Two clips reduce the same gradient, one behind the other.
+
+Looks at: who reduced the gradient on which share of the steps. Speaks where two do on half of the steps or more: the
+second then judges what the first has left, and neither threshold means what its author set. Half, because it is where
+clipping is no exception any more; two safety nets that fire now and then, on outliers, are no fault.
+
+Not to be confused with a clip beside a dry run, or with rules of one clipper (one name).
+"""
+
+from lightning_calib.report.detectors.clip_below_eps import acting
+from lightning_calib.report.finding import Finding
+from lightning_calib.report.measured import Measured
+from lightning_calib.report.wording import percent
+
+CODES = ("clip-twice",)
+_HALF = 0.5
+
+
+def detect(seen: Measured) -> list[Finding]:
+    """A finding where two clips share the work."""
+    often = [(one, one.clip_rate) for one in acting(seen) if one.clip_rate is not None and one.clip_rate >= _HALF]
+    if len(often) < 2:
+        return []
+    (first, rate), (second, rate_second) = often[:2]
+    sentence = (
+        f"The gradient is clipped twice: {first.name} reduced it on {percent(rate)} of the steps, and {second.name} what "
+        f"was left on {percent(rate_second)}."
+    )
+    lower = min((one for one, _ in often[:2]), key=lambda one: one.max_norm or float("inf"))
+    keep = f"the lower one, {lower.name}, decides alone" if lower.max_norm is not None else "one is enough"
+    advice = f"Remove one of them: {keep}."
+    if second.name.startswith("Trainer("):
+        advice += " Without the Trainer's, drop `gradient_clip_val`."
+    return [Finding("clip-twice", "look", sentence, advice, {"clip_rate": rate, "clip_rate_second": rate_second})]

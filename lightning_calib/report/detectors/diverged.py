@@ -1,0 +1,89 @@
+"""Training blew up: the loss or the gradient norm grew until it was not finite, or until all that was learned was lost.
+
+Looks at: what came before the first inf or nan; the loss at its best, at its end and at its start. Speaks in two cases.
+
+- A gradient or the loss was not finite, and before that the loss had risen by more than 10 standard deviations of its
+  noise above its start, or the norm had risen tenfold above its first values and kept rising. Ten deviations, because
+  training losses have heavy tails: 5 occur by chance. Tenfold, because the norm of a healthy run wanders by several times.
+- The loss had fallen by more than 10 deviations below its start and ends by more than 10 above it.
+
+Not to be confused with a bad batch, whose gradient is nan out of a healthy run (`nonfinite`), nor with a run that never
+learned (`rate-too-high`).
+"""
+
+import numpy as np
+
+from lightning_calib.report.detectors.nonfinite import first_bad_row
+from lightning_calib.report.finding import Finding
+from lightning_calib.report.loss_course import noise_of
+from lightning_calib.report.measured import Measured
+from lightning_calib.report.wording import decimal
+
+CODES = ("diverged",)
+_DEVIATIONS = 10.0
+_TIMES = 10.0
+
+
+def detect(seen: Measured) -> list[Finding]:
+    """A finding where training blew up."""
+    row = first_bad_row(seen)
+    found = _grew(seen, row) if row is not None and seen.run.counts.skipped < seen.run.counts.steps else None
+    found = found or _lost(seen)
+    if found is None:
+        return []
+    sentence, first = found
+    scalars = seen.run.scalars
+    evidence = {
+        "loss_first": seen.loss.first,
+        "loss_highest": seen.loss.highest,
+        "loss_last": seen.loss.last,
+        "nonfinite": float(seen.run.counts.nonfinite),
+        "lr": seen.lr,
+    }
+    advice = "Lower the learning rate tenfold"
+    if np.isfinite(seen.lr):
+        evidence["suggested_lr"] = seen.lr / 10
+        advice += f" (`lr={decimal(seen.lr / 10)}`)"
+    healthy = scalars.grad_norm_before[: max(first, 1)]
+    healthy = healthy[np.isfinite(healthy) & (healthy > 0)][: max(1, first // 2)]
+    advice += ", or warm it up"
+    if len(healthy) and not seen.scale_free:
+        evidence["suggested_max_norm"] = float(np.percentile(healthy, 95))
+        advice += f", or clip what is far above the norm of the healthy steps: `GradientClip({decimal(evidence['suggested_max_norm'])})`"
+    return [Finding("diverged", "act", sentence, advice + ".", evidence, steps=seen.steps_of(first, -1))]
+
+
+def _grew(seen: Measured, row: int) -> tuple[str, int] | None:
+    """What grew before the first row that was not finite, and the row."""
+    scalars, loss = seen.run.scalars, seen.loss
+    end = "then the gradient was inf or nan" if seen.run.counts.nonfinite else "then it was inf or nan"
+    highs = np.fmax(scalars.loss_max[: row + 1], scalars.loss[: row + 1])
+    highs = highs[np.isfinite(highs)]
+    before = scalars.loss[:row]
+    noise = noise_of(before[np.isfinite(before)][: max(4, row // 2)]) * seen.steps_per_row**0.5
+    noise = noise if np.isfinite(noise) else abs(loss.first) / _DEVIATIONS  # too early to know: then doubling counts
+    step = int(scalars.step[row])
+    if len(highs) and np.isfinite(loss.first) and highs.max() > loss.first + _DEVIATIONS * noise:
+        rose = f"rose from {loss.first:.3g} to {highs.max():.3g} by step {step:,}"
+        return f"Training diverged: the loss {rose}, {end}.", row
+    norms = np.fmax(scalars.grad_norm_max[: row + 1], scalars.grad_norm_before[: row + 1])
+    norms = norms[np.isfinite(norms) & (norms > 0)]
+    usual = float(np.median(norms[: max(1, len(norms) // 2)])) if len(norms) else float("nan")
+    if len(norms) >= 4 and norms[-1] > _TIMES * usual and norms[-2] > _TIMES**0.5 * usual:
+        rose = f"rose from {usual:.3g} to {norms[-1]:.3g} by step {step:,}"
+        return f"Training diverged: the gradient norm {rose}, {end}.", row
+    return None
+
+
+def _lost(seen: Measured) -> tuple[str, int] | None:
+    """Whether what was learned was lost, and the row at which the loss was best."""
+    loss, rows = seen.loss, seen.run.scalars.loss
+    known = np.flatnonzero(np.isfinite(rows))
+    if len(known) < 8 or not np.isfinite([loss.first, loss.last]).all():
+        return None
+    best = int(known[np.argmin(rows[known])])
+    noise = noise_of(rows[: best + 1]) * seen.steps_per_row**0.5
+    if not noise > 0 or loss.first - rows[best] < _DEVIATIONS * noise or loss.last - loss.first < _DEVIATIONS * noise:
+        return None
+    when = f"was down from {loss.first:.3g} to {rows[best]:.3g} at step {int(seen.run.scalars.step[best]):,}"
+    return f"Training diverged: the loss {when}, and is at {loss.last:.3g} now, above its start.", best

@@ -1,0 +1,72 @@
+"""Gradients that were inf or nan.
+
+Looks at: the count of such steps (a GradScaler's overflows are not among them), the rows of layers for the tensors, the
+loss. Speaks: from the first one; one nan that reaches the weights ends a run, so there is no rate that is harmless. Act;
+look where every one was skipped, because then the weights never saw it.
+
+Not to be confused with a run that diverged (the loss or the norm grew first: see `diverged`), nor with the overflows
+with which a GradScaler finds its scale (`loss-scale`).
+"""
+
+import numpy as np
+
+from lightning_calib.report.finding import Finding
+from lightning_calib.report.measured import Measured
+from lightning_calib.report.wording import count, listed
+
+CODES = ("nonfinite",)
+
+
+def first_bad_row(seen: Measured) -> int | None:
+    """The first row of scalars by which a gradient or the loss had been inf or nan; None without one."""
+    scalars = seen.run.scalars
+    bad = (scalars.nonfinite_total > 0) | np.isinf(scalars.grad_norm_before) | np.isinf(scalars.loss)
+    if np.isfinite(scalars.loss_scale).any():
+        bad = (scalars.nonfinite_total > 0) | np.isinf(scalars.loss)
+    return int(np.argmax(bad)) if bad.any() else None
+
+
+def bad_layers(seen: Measured) -> tuple[tuple[str, ...], int]:
+    """Names of the tensors that were not finite on the first row of layers with one, the deepest first; how many."""
+    layers = seen.run.layers
+    if layers is None:
+        return (), 0
+    bad = np.isinf(layers.before)
+    if not bad.any():
+        return (), 0
+    names = [layers.names[i] for i in np.flatnonzero(bad[np.argmax(bad.any(axis=1))])]
+    return tuple(reversed(names[-8:])), len(names)
+
+
+def detect(seen: Measured) -> list[Finding]:
+    """A finding where a gradient was not finite."""
+    counts = seen.run.counts
+    if not counts.nonfinite:
+        return []
+    skipped = counts.skipped >= counts.nonfinite
+    layers, tensors = bad_layers(seen)
+    row = first_bad_row(seen)
+    steps = seen.steps_of(row, -1) if row is not None else None
+    many = count(counts.nonfinite, "step")
+    sentence = f"{many} of {counts.steps:,} had a gradient that was inf or nan"
+    if row is not None and steps is not None:
+        before = int(seen.run.scalars.step[row - 1]) if row else 0
+        sentence += f", the first at step {steps[0]:,}" if steps[0] - before <= 1 else ""
+        sentence += f", the first between steps {before:,} and {steps[0]:,}" if steps[0] - before > 1 else ""
+    if tensors and seen.run.layers is not None:
+        sentence += f", in {tensors:,} of {count(len(seen.run.layers.names), 'tensor')}, deepest listed `{layers[0]}`"
+    every = "it was" if counts.nonfinite == 1 else "every one was"
+    sentence += f"; {every} skipped, so that the weights never saw it." if skipped else "."
+    advice = (
+        "Drop such steps and keep the batch to look at: "
+        '`Trainer(callbacks=[NonFiniteGuard("skip", save_batch_to="bad_batches")])`. '
+        "Then look for a division, a logarithm or a square root at zero, and for bad data."
+    )
+    if skipped:
+        advice = (
+            "Look at the batch: NonFiniteGuard's `save_batch_to` keeps it. Look for a division, a logarithm or a square "
+            "root at zero, and for bad data."
+        )
+    evidence = {"nonfinite": float(counts.nonfinite), "skipped": float(counts.skipped), "steps": float(counts.steps)}
+    severity = "look" if skipped else "act"
+    return [Finding("nonfinite", severity, sentence, advice, evidence, layers=layers, steps=steps)]  # type: ignore[arg-type]

@@ -1,0 +1,57 @@
+"""The learning rate is too high: the weights moved much, the loss rose far above its start, nothing was learned.
+
+Looks at: outcome times movement. |dw| / |w| alone does not tell: a healthy run peaks at 0.04 where one at 40 times its
+best rate shows 0.08, and one at 300 times 0.003 once it is flat. Speaks where all three hold:
+
+- not learned: the loss ends less than 3 standard deviations of its noise below its start;
+- moved: the path of the weights is longer than a tenth of their norm. A run that moved less cannot have been ruined by
+  its own steps, whatever the loss does;
+- thrown: the loss of a step was more than 10 deviations above its start (heavy tails reach 5 by chance), *or* a step
+  changes the matrices by more than a tenth of themselves, at which rate a random walk has forgotten them in 100 steps.
+
+The noise is that of the last half, where a run that was thrown is flat. Not to be confused with labels that carry
+nothing (the loss stays at its start), tiny batches (the noise is large, and is measured), a dead layer that is the
+result (left out for this one), or the loss of an adversary: with several optimizers the loss is no measure of progress.
+"""
+
+import numpy as np
+
+from lightning_calib.report.finding import Finding
+from lightning_calib.report.measured import Measured
+from lightning_calib.report.wording import decimal, percent
+
+CODES = ("rate-too-high",)
+_MOVED = 0.1
+_THROWN = 10.0
+_FORGETS = 0.1
+
+
+def detect(seen: Measured) -> list[Finding]:
+    """A finding where the steps were too large."""
+    loss, moved, ratio = seen.loss, seen.moved, seen.update_ratio
+    if loss.learned is not False or not moved > _MOVED or seen.run.facts.optimizers > 1:
+        return []
+    thrown = loss.highest > loss.first + _THROWN * max(loss.noise, 1e-6 * abs(loss.first))
+    if not (thrown or ratio > _FORGETS):
+        return []
+    high = "inf or nan" if np.isinf(loss.highest) else f"{loss.highest:.3g}"
+    if thrown:
+        what = f"the loss rose from {loss.first:.3g} to {high} and ends at {loss.last:.3g}, no better than its start"
+    else:
+        what = f"each step changes the weights by {percent(ratio)}, and the loss went from {loss.first:.3g} to {loss.last:.3g}"
+    rate = f" (lr {seen.lr:.3g})" if np.isfinite(seen.lr) else ""
+    advice = "Lower it tenfold until the loss falls"
+    evidence = {
+        "loss_first": loss.first,
+        "loss_highest": loss.highest,
+        "loss_last": loss.last,
+        "loss_noise": loss.noise,
+        "moved": moved,
+        "update_ratio": ratio,
+        "lr": seen.lr,
+    }
+    if np.isfinite(seen.lr):
+        evidence["suggested_lr"] = seen.lr / 10
+        advice += f", beginning with `lr={decimal(seen.lr / 10)}`"
+    sentence = f"The learning rate{rate} is too high: {what}."
+    return [Finding("rate-too-high", "act", sentence, advice + ".", evidence)]

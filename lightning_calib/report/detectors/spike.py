@@ -1,0 +1,104 @@
+"""A spike: one step whose gradient and whose loss stand far out.
+
+Looks at: the largest norm and the largest loss since the last row, beside those of the 50 rows before. The norm alone
+does not tell: a healthy SGD run reaches 17 times its median when it leaves a plateau, while its loss falls. Speaks where
+
+- the norm is more than 10 times the median of the 50 rows (Megatron's rule for what is unexpectedly large), and
+- its logarithm stands more than 5 standard deviations out (one in three million, if normal), and
+- the loss is more than 10 deviations above its median (heavy tails reach 5) *and* more than twice the largest of the 50.
+
+Eight rows at least: before that nothing is usual. Where no loss is known, or several optimizers work against each other,
+so that a loss means little, the norm has to be 100 times the usual. Not to be confused with a shift that stays
+(`level-shift`) or a run that never came back (`diverged`).
+"""
+
+import numpy as np
+
+from lightning_calib.report.finding import Finding
+from lightning_calib.report.loss_course import deviation
+from lightning_calib.report.measured import Measured
+from lightning_calib.report.wording import decimal, listed
+
+CODES = ("spike",)
+_BEFORE = 50
+_ROWS = 8
+_TIMES = 10.0
+_ALONE = 100.0
+_Z = 5.0
+_DEVIATIONS = 10.0
+_LOSS_TIMES = 2.0
+
+
+def detect(seen: Measured) -> list[Finding]:
+    """A finding for all spikes, about the worst."""
+    scalars = seen.run.scalars
+    norms = np.fmax(scalars.grad_norm_max, scalars.grad_norm_before)
+    norms = np.where(np.isfinite(norms) & (norms > 0), norms, np.nan)
+    highs = np.fmax(scalars.loss_max, scalars.loss)
+    trusted = seen.run.facts.optimizers == 1 and np.isfinite(highs).sum() >= _ROWS
+    logs = np.log(norms)
+    found = []
+    high = np.nanmedian(logs) if np.isfinite(logs).any() else np.nan
+    for row in np.flatnonzero(logs > high + np.log(_TIMES) / 2):  # what is not above that is no spike: saves time
+        past = logs[max(0, row - _BEFORE) : row]
+        past = past[np.isfinite(past)]
+        if len(past) < _ROWS:
+            continue
+        usual = float(np.median(past))
+        times = float(np.exp(min(logs[row] - usual, 700.0)))
+        far = logs[row] - usual > _Z * deviation(past)
+        if not far or times < (_TIMES if trusted else _ALONE):
+            continue
+        if trusted and not _loss_jumped(highs[max(0, row - _BEFORE) : row], float(highs[row])):
+            continue
+        found.append((times, int(row), usual))
+    if not found:
+        return []
+    times, row, usual = max(found)
+    return [_finding(seen, times, row, float(np.exp(usual)), float(norms[row]), len(found))]
+
+
+def _loss_jumped(past: np.ndarray[tuple[int], np.dtype[np.float64]], now: float) -> bool:
+    past = past[np.isfinite(past)]
+    if len(past) < _ROWS or np.isnan(now):
+        return False
+    return bool(
+        now > float(np.median(past)) + _DEVIATIONS * deviation(past)
+        and (now > _LOSS_TIMES * past.max() if past.max() > 0 else True)
+    )
+
+
+def _finding(seen: Measured, times: float, row: int, usual: float, norm: float, number: int) -> Finding:
+    scalars = seen.run.scalars
+    since = int(scalars.step[row - 1]) if row else 0
+    step = int(scalars.step[row])
+    when = f"at step {step:,}" if step - since <= 1 else f"between steps {since:,} and {step:,}"
+    layers = _risen(seen, step)
+    named = f", most in {listed(layers[:1])}" if layers else ""
+    high = float(np.fmax(scalars.loss_max[row], scalars.loss[row]))
+    followed = ""
+    if np.isfinite(high):
+        later = scalars.loss[row + 1 : row + 9]
+        later = later[np.isfinite(later)]
+        back = len(later) and float(np.median(later)) < (high + float(np.nanmedian(scalars.loss[max(0, row - 8) : row]))) / 2
+        followed = f"; the loss reached {high:.3g} and " + ("came back" if back else "has not come back")
+    more = f"; {number - 1:,} more like it" if number > 1 else ""
+    sentence = f"The gradient norm reached {norm:.3g} {when}, {times:.3g} times the usual{named}{followed}{more}."
+    value = decimal(float(seen.high)) if np.isfinite(seen.high) else decimal(usual * 3)
+    advice = (
+        f"One such batch is noise, and `ZClip()` or `GradientClip({value})` takes it; look at the batch, and if the loss "
+        "does not come back, lower the learning rate."
+    )
+    evidence = {"times": times, "norm": norm, "loss_highest": high, "suggested_max_norm": seen.high}
+    return Finding("spike", "look", sentence, advice, evidence, layers=layers, steps=(since, step))
+
+
+def _risen(seen: Measured, step: int) -> tuple[str, ...]:
+    """The tensors that rose most, by their largest norm since the last row, against their own median."""
+    layers, tensors = seen.run.layers, seen.tensors
+    if layers is None or tensors is None or step not in layers.step:
+        return ()
+    row = int(np.searchsorted(layers.step, step))
+    rise = np.fmax(layers.peak[row], layers.before[row]) / np.where(tensors.grad > 0, tensors.grad, np.nan)
+    order = np.argsort(np.where(np.isfinite(rise), -rise, np.inf))[:3]
+    return tuple(layers.names[i] for i in order if np.isfinite(rise[i]))

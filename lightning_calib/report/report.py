@@ -1,0 +1,141 @@
+"""The report of a run: a verdict, findings, what to change, and the numbers behind them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning_calib.report.codes import link
+from lightning_calib.report.diagnose import diagnose
+from lightning_calib.report.finding import Finding
+from lightning_calib.report.measured import Measured, measure
+from lightning_calib.report.numbers import clippers, layers, optimizers, plain
+from lightning_calib.report.run import Run
+from lightning_calib.report.verdict import rest, verdict
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run's numbers say: `GradientMonitor.report()` makes one, and the command line from event files.
+
+    Args:
+        runs: The numbers, one `Run` for each optimizer.
+        shadow: What policies would have done that were judged and not applied, in the order given.
+
+    Attributes:
+        findings: Tuple of `Finding`, most important first; causes stand before what they cause, notes last.
+        verdict: The first finding's sentence; where no finding is above a note, a sentence that begins "Nothing is
+            wrong".
+        suggestion: What to change next: the first finding's advice; empty where nothing has to be done.
+
+    Raises:
+        TypeError: If ``runs`` is not a sequence of `Run`.
+
+    Example:
+        >>> report = Report([])
+        >>> report.verdict
+        'No optimizer step has been seen yet.'
+        >>> report.as_dict()["schema"]
+        1
+    """
+
+    runs: Sequence[Run]
+    shadow: tuple[Any, ...] = ()
+    findings: tuple[Finding, ...] = field(init=False)
+    verdict: str = field(init=False)
+    suggestion: str = field(init=False)
+    _more: tuple[str, ...] = field(init=False, repr=False)
+    _measured: tuple[Measured, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.runs, Run) or not all(isinstance(run, Run) for run in self.runs):
+            raise TypeError("`runs` must be a sequence of Run, one for each optimizer. Write `Report([run])`.")
+        measured = tuple(measure(run) for run in self.runs)
+        findings = diagnose(measured)
+        first = findings[0] if findings and findings[0].severity != "note" else None
+        for name, value in {
+            "runs": tuple(self.runs),
+            "shadow": tuple(self.shadow),
+            "findings": findings,
+            "verdict": verdict(measured, findings),
+            "suggestion": first.advice if first else "",
+            "_more": tuple(rest(measured, findings)),
+            "_measured": measured,
+        }.items():
+            object.__setattr__(self, name, value)
+
+    def summary(self) -> str:
+        """The verdict and at most two more sentences."""
+        return " ".join((self.verdict, *self._more))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, of builtins that JSON knows: a number that is not known, or was inf or nan, is None.
+
+        Returns:
+            ``schema`` (1; a key that is removed or changes its meaning counts it up), ``verdict``, ``suggestion``,
+            ``findings`` (the fields of `Finding`, and ``link``), ``optimizers``, ``clippers`` (``name``, ``clip_rate``,
+            ``kind``, ``optimizer``, ``max_norm``), ``layers`` (one entry for each tensor), ``shadow``.
+        """
+        return {
+            "schema": SCHEMA,
+            "verdict": self.verdict,
+            "suggestion": self.suggestion,
+            "findings": [plain(one._asdict() | {"link": link(one.code)}) for one in self.findings],
+            "optimizers": [optimizers(one) for one in self._measured],
+            "clippers": [row for one in self._measured for row in clippers(one)],
+            "layers": [row for one in self._measured for row in layers(one)],
+            "shadow": [plain(one._asdict() if hasattr(one, "_asdict") else one) for one in self.shadow],
+        }
+
+    def to_markdown(self) -> str:
+        """The verdict, the findings with their advice, and tables of optimizers and clippers."""
+        lines = [f"**{self.verdict}**", ""]
+        for one in self.findings:
+            lines.append(f"- **{one.severity}** [`{one.code}`]({link(one.code)}): {one.sentence}" + _spaced(one.advice))
+        if self.findings:
+            lines.append("")
+        for title, rows in (
+            ("Optimizers", [optimizers(one) for one in self._measured]),
+            ("Clippers", [row for one in self._measured for row in clippers(one)]),
+        ):
+            lines += _table(title, rows)
+        return "\n".join(lines).rstrip() + "\n"
+
+    def _repr_html_(self) -> str:
+        items = "".join(
+            f"<li><b>{one.severity}</b> <code>{one.code}</code>: {_escape(one.sentence + _spaced(one.advice))}</li>"
+            for one in self.findings
+        )
+        return f"<p><b>{_escape(self.verdict)}</b></p>" + (f"<ul>{items}</ul>" if items else "")
+
+    def __str__(self) -> str:
+        lines = [self.verdict, *self._more]
+        for one in self.findings:
+            lines.append(f"[{one.severity}] {one.code}: {one.sentence}" + _spaced(one.advice) + f" ({link(one.code)})")
+        return "\n".join(lines)
+
+
+def _spaced(advice: str) -> str:
+    return f" {advice}" if advice else ""
+
+
+def _escape(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _table(title: str, rows: Sequence[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    keys = [key for key in rows[0] if any(row[key] not in (None, "", []) for row in rows)]
+    lines = [f"### {title}", "", "| " + " | ".join(key.replace("_", " ") for key in keys) + " |", "|---" * len(keys) + "|"]
+    lines += ["| " + " | ".join(_cell(row[key]) for key in keys) + " |" for row in rows]
+    return [*lines, ""]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return (f"{value:.4g}" if isinstance(value, float) else str(value)).replace("|", "\\|")

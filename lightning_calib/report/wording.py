@@ -1,0 +1,32 @@
+"""How numbers, counts and names are written in a sentence."""
+
+from collections.abc import Sequence
+
+
+def percent(share: float) -> str:
+    """A share in [0, 1]."""
+    return f"{100 * share:.3g} %"
+
+
+def count(number: int, noun: str) -> str:
+    """Such as "1 step" and "1,000 steps"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def was(number: int) -> str:
+    """The verb that goes with a count."""
+    return "was" if number == 1 else "were"
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """Some names in code quotes, and how many more there are."""
+    shown = [f"`{name}`" for name in names[:most]]
+    more = len(names) - len(shown)
+    if more:
+        return f"{', '.join(shown)} and {more:,} more"
+    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
+
+
+def decimal(value: float) -> str:
+    """A number to paste: two digits, rounded."""
+    return f"{value:.2g}"
