@@ -32,7 +32,6 @@ from lightning_calib.report.finding import Finding
 from lightning_calib.report.measured import Measured
 from lightning_calib.report.run import Run
 
-_ONLY_WITHOUT_STEPS = no_steps_seen.detect
 DETECTORS: tuple[Callable[[Measured], list[Finding]], ...] = tuple(
     module.detect
     for module in (
@@ -82,7 +81,7 @@ def diagnose(measured: Sequence[Measured]) -> tuple[Finding, ...]:
 def one_run(seen: Measured) -> list[Finding]:
     """The findings of one optimizer, without those that another explains."""
     if not seen.run.counts.steps:
-        return _ONLY_WITHOUT_STEPS(seen)
+        return unused_parameter.detect(seen) or no_steps_seen.detect(seen)
     found = [finding for detect in DETECTORS for finding in detect(seen)]
     codes = {finding.code for finding in found}
     told = {explained for cause in codes for explained in EXPLAINS.get(cause, ())}

@@ -1,5 +1,6 @@
 """What all detectors look at, computed once per run: steps per row, the recent window, the loss, each tensor's motion."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,9 +24,11 @@ class Tensors(NamedTuple):
         after: Median norm that the optimizer used, per element.
         weight: The largest norm of the weights in the whole run, so that a start at zero divides nothing.
         ratio: Median |dw| / ``weight`` of a step.
+        pulled: The same without what decoupled or coupled weight decay does: the root of the difference of squares.
         step: Median |dw| of a step, per element.
         moved: Length of the path in the whole run over ``weight``: mean |dw| of a step times the steps.
         reach: Sum over all steps and tensors of |g| |dw|: to first order the loss cannot have fallen by more.
+        eps: What Adam and its kin add to the root of the second moment; nan for others.
         kinds: What its group's update makes of the scale of a gradient, T.
     """
 
@@ -35,9 +38,11 @@ class Tensors(NamedTuple):
     after: Floats
     weight: Floats
     ratio: Floats
+    pulled: Floats
     step: Floats
     moved: Floats
     reach: float
+    eps: Floats
     kinds: tuple[Kind, ...]
 
 
@@ -54,6 +59,7 @@ class Measured(NamedTuple):
         tensors: Of the tensors; None without rows of layers.
         kinds: Kinds of the groups, each once.
         lr: The largest learning rate of the first group; nan if not known.
+        steps_of_others: Steps of the busiest other optimizer of the run.
     """
 
     run: Run
@@ -65,6 +71,7 @@ class Measured(NamedTuple):
     tensors: Tensors | None
     kinds: frozenset[Kind]
     lr: float
+    steps_of_others: int = 0
 
     @property
     def high(self) -> float:
@@ -99,6 +106,15 @@ class Measured(NamedTuple):
         return int(self.run.scalars.step[first]), int(self.run.scalars.step[last])
 
 
+def measure_all(runs: Sequence[Run]) -> tuple[Measured, ...]:
+    """Of every optimizer of a run; each knows how often the others stepped."""
+    steps = [run.counts.steps for run in runs]
+    return tuple(
+        measure(run)._replace(steps_of_others=max(steps[:place] + steps[place + 1 :], default=0))
+        for place, run in enumerate(runs)
+    )
+
+
 def measure(run: Run) -> Measured:
     """Derive once what several detectors look at."""
     scalars, rows, steps = run.scalars, len(run.scalars.step), run.counts.steps
@@ -118,7 +134,7 @@ def measure(run: Run) -> Measured:
         window=min(steps, round((rows - rows // 2) * steps_per_row)),
         norms=norms[np.isfinite(norms) & (norms > 0)],
         loss=loss_course(scalars, steps_per_row),
-        tensors=_tensors(run.layers, [group.kind for group in groups], steps) if run.layers is not None else None,
+        tensors=_tensors(run.layers, groups, steps, rates) if run.layers is not None else None,
         kinds=frozenset(group.kind for group in groups),
         lr=float("nan") if lr is None else lr,
     )
@@ -141,7 +157,8 @@ def column_medians(table: Floats) -> Floats:
     return np.where(np.isfinite(found), found, np.nan)
 
 
-def _tensors(layers: Layers, kinds: list[Kind], steps: int) -> Tensors:
+def _tensors(layers: Layers, groups: Sequence[Group], steps: int, rates: Floats) -> Tensors:
+    of = [groups[place] if place < len(groups) else Group("other", None) for place in layers.group_of]
     half = slice(len(layers.step) // 2, None)
     root = np.sqrt(np.where(np.array(layers.sizes) > 0, layers.sizes, np.nan).astype(float))
     weight = np.max(np.where(np.isfinite(layers.weight), layers.weight, 0.0), axis=0, initial=0.0)
@@ -153,15 +170,20 @@ def _tensors(layers: Layers, kinds: list[Kind], steps: int) -> Tensors:
     both = usable & np.isfinite(layers.before)
     work = np.where(both, layers.before, 0.0) * np.where(both, layers.update, 0.0)
     rows = int(both.any(axis=1).sum())
+    now = float(np.median(rates[len(rates) // 2 :]) / rates[0]) if len(rates) and rates[0] > 0 else 1.0
+    decay = np.array([(one.lr or 0.0) * one.weight_decay / (1 - one.momentum) for one in of]) * min(now, 1.0)
+    ratio = update / weight
     return Tensors(
         matrix=(np.array(layers.dims, int) >= 2) & layers.trainable,
         grad=grad,
         rms=grad / root,
         after=column_medians(layers.after[half]) / root,
         weight=weight,
-        ratio=update / weight,
+        ratio=ratio,
+        pulled=np.sqrt(np.maximum(np.square(ratio) - np.square(decay), 0.0)),
         step=update / root,
         moved=mean * steps / weight,
         reach=float(work.sum()) / rows * steps if rows else float("nan"),
-        kinds=tuple(kinds[group] if group < len(kinds) else "other" for group in layers.group_of),
+        eps=np.array([one.eps if one.kind == "adam" and one.eps else np.nan for one in of], float),
+        kinds=tuple(one.kind for one in of),
     )

@@ -7,7 +7,7 @@ from typing import Any
 from lightning_calib.report.codes import link
 from lightning_calib.report.diagnose import diagnose
 from lightning_calib.report.finding import Finding
-from lightning_calib.report.measured import Measured, measure
+from lightning_calib.report.measured import Measured, measure_all
 from lightning_calib.report.numbers import clippers, layers, optimizers, plain
 from lightning_calib.report.run import Run
 from lightning_calib.report.verdict import rest, verdict
@@ -51,7 +51,7 @@ class Report:
     def __post_init__(self) -> None:
         if isinstance(self.runs, Run) or not all(isinstance(run, Run) for run in self.runs):
             raise TypeError("`runs` must be a sequence of Run, one for each optimizer. Write `Report([run])`.")
-        measured = tuple(measure(run) for run in self.runs)
+        measured = measure_all(self.runs)
         findings = diagnose(measured)
         first = findings[0] if findings and findings[0].severity != "note" else None
         for name, value in {
@@ -128,7 +128,12 @@ def _table(title: str, rows: Sequence[dict[str, Any]]) -> list[str]:
     if not rows:
         return []
     keys = [key for key in rows[0] if any(row[key] not in (None, "", []) for row in rows)]
-    lines = [f"### {title}", "", "| " + " | ".join(key.replace("_", " ") for key in keys) + " |", "|---" * len(keys) + "|"]
+    lines = [
+        f"### {title}",
+        "",
+        "| " + " | ".join(key.replace("_", " ") for key in keys) + " |",
+        "|---" * len(keys) + "|",
+    ]
     lines += ["| " + " | ".join(_cell(row[key]) for key in keys) + " |" for row in rows]
     return [*lines, ""]
 

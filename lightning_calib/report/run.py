@@ -126,7 +126,8 @@ class Scalars(NamedTuple):
     Attributes:
         step: Batches that had ended in a step before the row's, ascending.
         loss: Mean over the steps since the last row of the loss of a whole step (Lightning's, times the accumulation).
-        loss_max: The largest of them.
+        grad_norm_max: The largest finite norm since the last row.
+        loss_max: The largest of them; inf if one was not finite.
         loss_first: The loss of the first step of the run, the same in every row.
         val_loss: The last validation loss that the module logged, if it logs one under a name with "val" and "loss".
         clip_fraction: Share of the steps since the last row on which anybody reduced the gradient.

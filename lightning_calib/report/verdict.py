@@ -25,7 +25,7 @@ def verdict(measured: Sequence[Measured], findings: Sequence[Finding]) -> str:
     loss, ratio = seen.loss, seen.update_ratio
     numbers = []
     if len(measured) == 1 and np.isfinite([loss.first, loss.last]).all():
-        way = "fell" if loss.last < loss.first else "went"
+        way = "fell" if loss.last < loss.first and loss.learned is not False else "went"
         numbers.append(f"the loss {way} from {loss.first:.3g} to {loss.last:.3g}")
     elif len(seen.norms):
         numbers.append(f"the gradient norm is usually {np.median(seen.norms):.3g}")
@@ -34,6 +34,8 @@ def verdict(measured: Sequence[Measured], findings: Sequence[Finding]) -> str:
     elif len(numbers) == 1 and len(seen.norms) and "loss" in numbers[0]:
         numbers.append(f"the gradient norm is usually {np.median(seen.norms):.3g}")
     told = " and ".join(numbers) if numbers else "no gradient was inf or nan"
+    if len(measured) == 1 and loss.learned is False:
+        return f"Nothing is wrong that gradients show, but the loss has not fallen: {told}{so_far}."
     return f"Nothing is wrong: {told}{so_far}."
 
 
@@ -63,7 +65,11 @@ def _norms(measured: Sequence[Measured]) -> str:
         norms = finite(one.run.scalars.grad_norm_before)
         norms = norms[norms > 0]
         named = f"optimizer {facts.position} ({facts.optimizer}): " if several else ""
-        span = f"in the {count(counts.steps, 'optimizer step')} of this fit" if counts.earlier else f"in {count(counts.steps, 'optimizer step')}"
+        span = (
+            f"in the {count(counts.steps, 'optimizer step')} of this fit"
+            if counts.earlier
+            else f"in {count(counts.steps, 'optimizer step')}"
+        )
         if not len(norms):
             parts.append(f"{named}{span} no gradient was finite and above zero")
             continue

@@ -43,12 +43,16 @@ def _note(one: Clipper, seen: Measured) -> Finding:
         mixed = bool(seen.kinds & set(SCALE_FREE))
         which = "for a part of the parameters " if mixed else ""
         return Finding("clip-always", "note", f"{sentence}, which {which}lowers the rate.", _capital(only), evidence)
-    sentence += f", and {optimizer} divides the scale of the gradient out again: the value of the threshold hardly matters"
+    sentence += (
+        f", and {optimizer} divides the scale of the gradient out again: the value of the threshold hardly matters"
+    )
     if np.isfinite(lowest) and (low < lowest or not np.isfinite(low)):
         evidence["alike_high"] = lowest
         floor = f" and above {decimal(low)}" if np.isfinite(low) else ""
         evidence |= {"alike_low": low} if np.isfinite(low) else {}
-        sentence += f" below {decimal(lowest)}, the lowest norm of the last {seen.window:,} steps,{floor}" if floor else ""
+        sentence += (
+            f" below {decimal(lowest)}, the lowest norm of the last {seen.window:,} steps,{floor}" if floor else ""
+        )
     sentence += f", unless it is so low that the eps of {optimizer} drowns the gradient."
     return Finding("clip-always", "note", sentence, f"Nothing has to be done; {only}", evidence)
 

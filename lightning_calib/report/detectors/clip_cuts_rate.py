@@ -28,7 +28,8 @@ def recent_factor(seen: Measured) -> float:
     if len(known):
         return float(known.mean())
     before, after = seen.run.scalars.grad_norm_before[seen.recent], seen.run.scalars.grad_norm_after[seen.recent]
-    known = finite(np.divide(after, before, out=np.full(len(before), np.nan), where=before > 0))
+    whole = np.isfinite(before) & np.isfinite(after) & (before > 0)
+    known = after[whole] / before[whole]
     return float(known.mean()) if len(known) else float("nan")
 
 
@@ -50,7 +51,9 @@ def detect(seen: Measured) -> list[Finding]:
         return []
     who = " and ".join(one.name for one in clippers)
     rate = f"{left:.3g} of the configured rate ({1 / left:.3g} times lower)"
-    sentence = f"{who} clips so often that with {seen.run.facts.optimizer} it cuts the learning rate to {rate} on average."
+    sentence = (
+        f"{who} clips so often that with {seen.run.facts.optimizer} it cuts the learning rate to {rate} on average."
+    )
     advice = f"Clip outliers only: `GradientClip({decimal(seen.high)})`, the 95th percentile of the norms of the last {seen.window:,} steps"
     evidence = {
         "mean_factor": left,

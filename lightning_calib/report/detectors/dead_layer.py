@@ -31,7 +31,9 @@ def detect(seen: Measured) -> list[Finding]:
     zero = layers.given & known.any(axis=0) & ~alive & seen.tensors.matrix
     if not zero.any() or not alive.any():
         return []
-    dead = tuple(layers.names[i] for i in np.flatnonzero(zero)[::-1])  # from the output: zero there makes zero behind it
+    dead = tuple(
+        layers.names[i] for i in np.flatnonzero(zero)[::-1]
+    )  # from the output: zero there makes zero behind it
     steps = (int(layers.step[half][0]), int(layers.step[-1]))
     one = len(dead) == 1
     sentence = (

@@ -3,19 +3,21 @@
 Looks at: what came before the first inf or nan; the loss at its best, at its end and at its start. Speaks in two cases.
 
 - A gradient or the loss was not finite, and before that the loss had risen by more than 10 standard deviations of its
-  noise above its start, or the norm had risen tenfold above its first values and kept rising. Ten deviations, because
-  training losses have heavy tails: 5 occur by chance. Tenfold, because the norm of a healthy run wanders by several times.
-- The loss had fallen by more than 10 deviations below its start and ends by more than 10 above it.
+  noise above its start, or the norm had risen tenfold above its first values and kept rising, or a step had changed the
+  weights by more than their own norm. Ten deviations, because training losses have heavy tails: 5 occur by chance.
+  Tenfold, because the norm of a healthy run wanders by several times.
+- The loss had fallen by more than 5 deviations below its start, ends by more than 10 above it, and does not come back
+  (it is not below half of what it reached).
 
-Not to be confused with a bad batch, whose gradient is nan out of a healthy run (`nonfinite`), nor with a run that never
-learned (`rate-too-high`).
+Not to be confused with a bad batch, whose gradient is nan out of a healthy run (`nonfinite`), with other data, from which
+a run learns again (`level-shift`), nor with a run that never learned (`rate-too-high`).
 """
 
 import numpy as np
 
 from lightning_calib.report.detectors.nonfinite import first_bad_row
 from lightning_calib.report.finding import Finding
-from lightning_calib.report.loss_course import noise_of
+from lightning_calib.report.loss_course import noise_of, step_noise
 from lightning_calib.report.measured import Measured
 from lightning_calib.report.wording import decimal
 
@@ -72,18 +74,23 @@ def _grew(seen: Measured, row: int) -> tuple[str, int] | None:
     if len(norms) >= 4 and norms[-1] > _TIMES * usual and norms[-2] > _TIMES**0.5 * usual:
         rose = f"rose from {usual:.3g} to {norms[-1]:.3g} by step {step:,}"
         return f"Training diverged: the gradient norm {rose}, {end}.", row
+    ratios = scalars.update_ratio[: row + 1]
+    thrown = np.flatnonzero(ratios > 1)
+    if len(thrown):
+        at = f"at step {int(scalars.step[thrown[0]]):,} a step was {ratios[thrown[0]]:.3g} times as long as the weights"
+        return f"Training diverged: {at}, {end}.", row
     return None
 
 
 def _lost(seen: Measured) -> tuple[str, int] | None:
     """Whether what was learned was lost, and the row at which the loss was best."""
     loss, rows = seen.loss, seen.run.scalars.loss
-    known = np.flatnonzero(np.isfinite(rows))
-    if len(known) < 8 or not np.isfinite([loss.first, loss.last]).all():
+    if not loss.learned_once or not np.isfinite([loss.first, loss.last]).all():
         return None
-    best = int(known[np.argmin(rows[known])])
-    noise = noise_of(rows[: best + 1]) * seen.steps_per_row**0.5
-    if not noise > 0 or loss.first - rows[best] < _DEVIATIONS * noise or loss.last - loss.first < _DEVIATIONS * noise:
+    best = loss.best
+    noise = step_noise(rows[: best + 1], seen.run.scalars.loss_max[: best + 1], seen.steps_per_row)
+    highest = float(rows[best:][np.isfinite(rows[best:])].max())
+    if loss.last < highest / 2 or loss.last - loss.first < _DEVIATIONS * noise:
         return None
     when = f"was down from {loss.first:.3g} to {rows[best]:.3g} at step {int(seen.run.scalars.step[best]):,}"
     return f"Training diverged: the loss {when}, and is at {loss.last:.3g} now, above its start.", best

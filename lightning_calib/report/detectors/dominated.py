@@ -7,8 +7,8 @@ clip by layers has nobody to scale down for others). Speaks where on half or mor
   they alone would hardly be clipped;
 - the others would keep more than 3 times as much of their gradient if they were clipped alone: the same half decade by
   which rates are searched;
-- they are not simply most of the model: the others hold a tenth of the elements or more, and the dominating ones are at
-  least 3 times as large per element.
+- they are not simply most of the model: the others hold a tenth of the elements or more, and the gradient of the
+  dominating ones is at least 3 times as large as the others' per element, or beside their weights.
 
 With SGD that is a lower rate for the others. Adam and its kin divide a constant factor out again: there it counts only
 against the other steps (it comes now and then, and the others then miss that step). An honest large tensor is compared
@@ -96,7 +96,9 @@ def _find(layers: Layers, *, scale_free: bool) -> _Hog | None:
     square = np.square(np.where(np.isfinite(before), before, 0.0))
     used = np.square(np.where(np.isfinite(after), after, 0.0))
     total, left = square.sum(axis=1), used.sum(axis=1)
-    whole = np.isfinite(before).any(axis=1) & ~np.isinf(before).any(axis=1) & (total > 0) & np.isfinite(after).any(axis=1)
+    whole = (
+        np.isfinite(before).any(axis=1) & ~np.isinf(before).any(axis=1) & (total > 0) & np.isfinite(after).any(axis=1)
+    )
     factor = np.sqrt(np.divide(left, total, out=np.full(len(half), np.nan), where=whole))
     clipped = np.flatnonzero(whole & (factor < _CLIPPED))
     if len(clipped) < _ROWS:
@@ -142,12 +144,15 @@ def _judge(
 
 
 def _stands_out(layers: Layers, hog: NDArray[np.intp], share: float) -> bool:
-    """Whether the others are a tenth of the elements or more, and the few at least 3 times as large per element."""
+    """Whether the others are a tenth of the elements or more, and the few stand out per element or beside the weights."""
     sizes = np.array(layers.sizes, float)
     if not (sizes > 0).all():
         return True  # sizes are not known
     mine = sizes[hog].sum() / sizes.sum()
-    ratio = share / max(1 - share, 1e-12) * (1 - mine) / mine
+    square = np.square(np.max(np.where(np.isfinite(layers.weight), layers.weight, 0.0), axis=0, initial=0.0))
+    heavy = max(square[hog].sum(), 1e-300) / max(square.sum(), 1e-300)
+    odds = share / max(1 - share, 1e-12)
+    ratio = odds * max((1 - mine) / mine, (1 - heavy) / heavy)
     return bool(1 - mine >= _REST and ratio >= _TIMES**2)
 
 

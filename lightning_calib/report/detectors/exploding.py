@@ -5,6 +5,11 @@ output in nearly all models. Speaks where it falls from input to output by more 
 two are usual), and depth explains it: the correlation of its logarithm with the place is beyond -0.8, so that most of
 the variance is depth and not one layer. Four matrices at least, else there is no depth.
 
+Also speaks where a matrix is so sensitive that a change by a thousandth of its norm could change the loss by all of it:
+|g| |w| is, to first order, the loss's change when the weights change by their norm, and where it is more than 1,000 times
+the largest loss, in the median row, steps of the usual size (a thousandth of the norm) are no longer small. A chaotic net
+is like that without 4 decades between its layers; of a healthy one the number is about that of its layers.
+
 Not to be confused with one layer that is large (`dominated`, `layer-rate`), or with norms that grow over time
 (`diverged`, `level-shift`).
 """
@@ -12,14 +17,15 @@ Not to be confused with one layer that is large (`dominated`, `layer-rate`), or 
 import numpy as np
 
 from lightning_calib.report.finding import Finding
-from lightning_calib.report.measured import Measured, column_medians
+from lightning_calib.report.measured import Measured, column_medians, finite
 from lightning_calib.report.run import Floats
-from lightning_calib.report.wording import count
+from lightning_calib.report.wording import count, decimal
 
 CODES = ("exploding",)
 _DECADES = 4.0
 _DEPTH = -0.8
 _LAYERS = 4
+_SENSITIVE = 1000.0
 
 
 def detect(seen: Measured) -> list[Finding]:
@@ -40,11 +46,33 @@ def detect(seen: Measured) -> list[Finding]:
         )
         advice = (
             "Lower the gain of the initialisation (`nn.init.kaiming_normal_`, or orthogonal for a recurrent layer), put "
-            "`nn.LayerNorm` between the layers, or clip by layers: `GradientClip(Percentile(95), scope=\"layer\")`."
+            '`nn.LayerNorm` between the layers, or clip by layers: `GradientClip(Percentile(95), scope="layer")`.'
         )
         evidence = {"growth": float(10**decades), "parameters": float(tensors.matrix.sum())}
         return [Finding("exploding", "look", sentence, advice, evidence, layers=(layers.names[first],))]
-    return []
+    return _chaotic(seen)
+
+
+def _chaotic(seen: Measured) -> list[Finding]:
+    layers, tensors = seen.run.layers, seen.tensors
+    losses = np.abs(finite(seen.run.scalars.loss))
+    if layers is None or tensors is None or not len(losses) or not losses.max() > 0:
+        return []
+    sensitivity = np.where(tensors.matrix, tensors.grad * tensors.weight, np.nan) / losses.max()
+    if not (sensitivity > _SENSITIVE).any():
+        return []
+    worst = int(np.nanargmax(sensitivity))
+    value, name = float(sensitivity[worst]), layers.names[worst]
+    sentence = (
+        f"The gradient explodes: that of `{name}` is so large that a change by {1 / value:.1g} of its norm could change the "
+        "loss by all of it."
+    )
+    advice = (
+        "Lower the gain of the initialisation (`nn.init.kaiming_normal_`), put `nn.LayerNorm` between the layers, or clip to "
+        f"the usual norm: `GradientClip({decimal(seen.high)})`."
+    )
+    evidence = {"sensitivity": value, "suggested_max_norm": seen.high, "window": float(seen.window)}
+    return [Finding("exploding", "look", sentence, advice, evidence, layers=(name,))]
 
 
 def _growth(rms: Floats, matrix: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> tuple[float, int, int] | None:

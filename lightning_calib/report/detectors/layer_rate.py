@@ -1,4 +1,4 @@
-"""A layer that moves far faster than all the others, or a group far slower.
+"""A layer that moves far faster than all the others, or a group far faster or slower.
 
 Looks at: |dw| / |w| *and* |dw| per element of the matrices, in the median of the last half of the run. Both, because a
 weight that began at zero (LoRA's B, a gate) has an infinite ratio, and a small one a large ratio.
@@ -6,8 +6,10 @@ weight that began at zero (LoRA's B, a gate) has an infinite ratio, and a small 
 - Faster: more than 30 times the median of the others, three at least, and 10 times the next. Recipes for fine-tuning
   give the head up to ten times the rate; 30 is half a decade beyond. The next, because in a deep net each layer may be
   some times faster than the one before it, and none stands out.
-- Slower: a group whose rate is set 30 times lower than another's and whose matrices move 30 times less by both. Without
-  such a setting slowness is not named: rows of an embedding that no batch touches make it so (`vanishing` has the rest).
+- A group whose rate is set 30 times higher, or lower, than that of the median matrix, and whose matrices move 30 times as
+  far, or as little, per element, and in the same direction beside their norm (weights that moved far have grown, and
+  their ratio says less). Without such a setting slowness is not named: rows of an embedding that no batch touches make
+  it so (`vanishing` has the rest).
 
 Look is the most it deserves: a head 289 times faster than the rest trained as well as without. Not to be confused with
 a dead layer (left out of the others).
@@ -26,12 +28,12 @@ _OTHERS = 3
 
 
 def detect(seen: Measured) -> list[Finding]:
-    """A finding for the fastest layer, if it stands out, or for a slow group."""
+    """A finding for the fastest layer, if it stands out, or for a group whose rate is far from the others'."""
     tensors, layers = seen.tensors, seen.run.layers
     if tensors is None or layers is None or len(layers.step) < 4:
         return []
     able = np.flatnonzero(tensors.matrix & (tensors.ratio > 0) & (tensors.step > 0))
-    return _faster(seen, able) or _slower(seen, able)
+    return _faster(seen, able) or _set_apart(seen, able)
 
 
 def _faster(seen: Measured, able: np.ndarray[tuple[int], np.dtype[np.intp]]) -> list[Finding]:
@@ -43,7 +45,9 @@ def _faster(seen: Measured, able: np.ndarray[tuple[int], np.dtype[np.intp]]) -> 
     others = np.array([i for i in able if layers.owners[i] != layers.owners[top]], int)
     if len(others) < _OTHERS:
         return []
-    times = min(tensors.ratio[top] / np.median(tensors.ratio[others]), tensors.step[top] / np.median(tensors.step[others]))
+    times = min(
+        tensors.ratio[top] / np.median(tensors.ratio[others]), tensors.step[top] / np.median(tensors.step[others])
+    )
     following = min(tensors.ratio[top] / tensors.ratio[others].max(), tensors.step[top] / tensors.step[others].max())
     if not (times > _TIMES and following > _NEXT):
         return []
@@ -60,29 +64,38 @@ def _faster(seen: Measured, able: np.ndarray[tuple[int], np.dtype[np.intp]]) -> 
         advice = f"If that is not meant, lower the rate of its parameter group: `lr={decimal(rate / ratio)}` moves it like the others"
     elif rate is not None:
         evidence |= {"lr": rate, "suggested_lr": rate / ratio}
-        advice += f": `{{\"params\": self.{layers.owners[top] or names[0]}.parameters(), \"lr\": {decimal(rate / ratio)}}}`"
+        advice += f': `{{"params": self.{layers.owners[top] or names[0]}.parameters(), "lr": {decimal(rate / ratio)}}}`'
     return [Finding("layer-rate", "look", sentence, advice + ".", evidence, layers=names)]
 
 
-def _slower(seen: Measured, able: np.ndarray[tuple[int], np.dtype[np.intp]]) -> list[Finding]:
+def _set_apart(seen: Measured, able: np.ndarray[tuple[int], np.dtype[np.intp]]) -> list[Finding]:
     tensors, layers, groups = seen.tensors, seen.run.layers, seen.run.facts.groups
-    if tensors is None or layers is None:
+    if tensors is None or layers is None or len(groups) < 2:
         return []
+    rates = np.array(
+        [groups[layers.group_of[i]].lr or np.nan if layers.group_of[i] < len(groups) else np.nan for i in able]
+    )
     for index, group in enumerate(groups):
-        same = [one.lr for one in groups if one.kind == group.kind and one.lr is not None]
-        if group.lr is None or group.lr <= 0 or not group.lr * _TIMES <= max(same):
+        inside = np.array([layers.group_of[i] == index for i in able], bool)
+        same = np.array([tensors.kinds[i] == group.kind for i in able], bool)
+        others, mine = able[~inside & same], able[inside]
+        if not group.lr or not len(mine) or not len(others) or not np.isfinite(rates[same]).any():
             continue
-        mine = np.array([i for i in able if layers.group_of[i] == index], int)
-        others = np.array([i for i in able if layers.group_of[i] != index], int)
-        if not len(mine) or not len(others):
-            continue
+        set_to = group.lr / float(np.nanmedian(rates[same]))
         ratio = float(np.median(tensors.ratio[mine]) / np.median(tensors.ratio[others]))
-        both = max(ratio, float(np.median(tensors.step[mine]) / np.median(tensors.step[others])))
-        if not both * _TIMES < 1:
+        step = float(np.median(tensors.step[mine]) / np.median(tensors.step[others]))
+        faster = set_to >= _TIMES and step > _TIMES and ratio > 1
+        slower = set_to * _TIMES <= 1 and step * _TIMES < 1 and ratio < 1
+        if not (faster or slower):
             continue
         names = tuple(layers.names[i] for i in mine)
-        sentence = f"Group {index} ({listed(names)}) moves {1 / ratio:.3g} times slower than the other groups; its rate is {group.lr:.3g}."
-        advice = f"If that is not meant, raise it: `lr={decimal(group.lr / ratio)}` moves it like the others; to freeze it, use `requires_grad_(False)`."
-        evidence = {"ratio": ratio, "lr": group.lr, "suggested_lr": group.lr / ratio}
+        way = f"{step:.3g} times as far" if faster else f"{1 / step:.3g} times less"
+        sentence = (
+            f"Parameter group {index} ({listed(names)}) moves {way} per element in a step than the others: its rate, "
+            f"{group.lr:.3g}, is {max(set_to, 1 / set_to):.3g} times {'higher' if faster else 'lower'}."
+        ).replace("as far per element in a step than", "as far per element in a step as")
+        advice = f"If that is not meant, set `lr={decimal(group.lr / step)}` there, which moves it like the others"
+        advice += "." if faster else "; to freeze it, use `requires_grad_(False)`."
+        evidence = {"ratio": step, "update_ratio": ratio, "lr": group.lr, "suggested_lr": group.lr / step}
         return [Finding("layer-rate", "look", sentence, advice, evidence, layers=names)]
     return []

@@ -1,14 +1,17 @@
-"""A lasting shift: from some step on the loss is worse and the gradient norm is at another level.
+"""A lasting shift: from some step on the loss is worse, and stays so.
 
-Looks at: the row that splits the run's log norms best, eight rows or more on either side. Speaks where
+Looks at: the row that splits the run's log norms best, and the one that splits its losses best, four rows or more on
+either side. Speaks where the loss *rose* there and stays: nine tenths of the rows behind it are above nine tenths of the
+50 before it, the medians differ by more than 10 standard deviations of the noise before it (heavy tails reach 5 by
+chance), and
 
-- the medians of the log norm differ by more than 3 times (three times the running level is where a spike guard may
-  begin) and by more than 5 standard deviations of either side, and
-- the loss *rose* there, by more than 5 deviations of a row and by a tenth, and stays so.
+- the level of the norm changed, too, by more than 3 times (three times the running level is where a spike guard may
+  begin) and 5 deviations; with fewer than 8 rows on a side, which do not know their spread, by 10 times; or
+- the loss is at more than twice its level.
 
 The loss decides, because a healthy run that leaves a plateau shifts its norm 11 times while its loss falls. Several
 optimizers that work against each other shift for reasons of their own: silent there. Not to be confused with a spike (it
-comes back), or with a run that ends above its start (`diverged`).
+comes back), or with a run that ends above its start and stays there (`diverged`).
 """
 
 import numpy as np
@@ -19,41 +22,61 @@ from lightning_calib.report.measured import Measured
 from lightning_calib.report.run import Floats
 
 CODES = ("level-shift",)
-_ROWS = 8
+_ROWS = 4
+_KNOWN = 8
+_BEFORE = 50
 _TIMES = 3.0
+_TENFOLD = 10.0
 _DEVIATIONS = 5.0
-_TENTH = 0.1
+_LOSS_DEVIATIONS = 10.0
+_TWICE = 2.0
 
 
 def detect(seen: Measured) -> list[Finding]:
     """A finding where the level changed for the worse and stayed."""
     scalars = seen.run.scalars
-    good = np.flatnonzero(np.isfinite(scalars.grad_norm_before) & (scalars.grad_norm_before > 0) & np.isfinite(scalars.loss))
+    whole = np.isfinite(scalars.grad_norm_before) & (scalars.grad_norm_before > 0) & np.isfinite(scalars.loss)
+    good = np.flatnonzero(whole)
     if len(good) < 2 * _ROWS or seen.run.facts.optimizers > 1:
         return []
     logs, loss = np.log(scalars.grad_norm_before[good]), scalars.loss[good]
-    split = _split(logs)
-    before, after = slice(max(0, split - 50), split), slice(split, None)
-    change = float(np.median(logs[after]) - np.median(logs[before]))
-    spread = max(deviation(logs[before]), deviation(logs[after]))
-    noise = max(noise_of(loss[before]), noise_of(loss[after]))
+    split = next((one for one in (_split(loss), _split(logs)) if _worse(loss, one) and _shifted(logs, loss, one)), None)
+    if split is None:
+        return []
+    before, after = slice(max(0, split - _BEFORE), split), slice(split, None)
+    step, level = int(scalars.step[good[split]]), float(np.exp(np.median(logs[after])))
+    times = level / float(np.exp(np.median(logs[before])))
     was, now = float(np.median(loss[before])), float(np.median(loss[after]))
-    lasting = abs(change) > np.log(_TIMES) and abs(change) > _DEVIATIONS * spread
-    if not lasting or not now - was > max(_DEVIATIONS * noise, _TENTH * abs(was)):
-        return []
-    if not float(np.median(loss[-_ROWS // 2 :])) - was > max(_DEVIATIONS * noise, _TENTH * abs(was)):
-        return []
-    step, times = int(scalars.step[good[split]]), float(np.exp(change))
+    since = int(scalars.step[good[split - 1]])
+    when = f"From step {step:,} on" if step - since <= 1 else f"From between steps {since:,} and {step:,} on"
     sentence = (
-        f"From step {step:,} on the gradient norm is at {np.exp(np.median(logs[after])):.3g}, {times:.3g} times its level before, "
-        f"and the loss rose from {was:.3g} to {now:.3g} and stays there."
+        f"{when} the loss is higher and stays so ({was:.3g} before, {now:.3g} since), and the gradient norm is at {level:.3g}, "
+        f"{times:.3g} times its level before."
     )
     advice = (
-        f"Look what changed at step {step:,}: the data, the learning rate (`calib/lr_effective`), what is frozen; if it was one "
-        "bad update, start again from a checkpoint before it, with a lower rate or a clip."
+        "Look what changed there: the data, the learning rate (`calib/lr_effective`), what is frozen; if it was one bad "
+        'update, start again from a checkpoint before it: `trainer.fit(model, ckpt_path="...")`, with a lower rate or a clip.'
     )
-    evidence = {"change": times, "loss_first": was, "loss_last": now, "norm": float(np.exp(np.median(logs[after])))}
+    evidence = {"change": times, "loss_before": was, "loss_last": now, "norm": level}
     return [Finding("level-shift", "look", sentence, advice, evidence, steps=(step, int(scalars.step[-1])))]
+
+
+def _worse(loss: Floats, split: int) -> bool:
+    """Whether the loss rose at the split, clear of its noise, and is still up at the end."""
+    before, after = loss[max(0, split - _BEFORE) : split], loss[split:]
+    rise = _LOSS_DEVIATIONS * noise_of(before)
+    floor = max(float(np.percentile(before, 90)), float(np.median(before)) + rise)
+    return float(np.percentile(after, 10)) > floor and float(np.median(after[-_ROWS:])) > floor
+
+
+def _shifted(logs: Floats, loss: Floats, split: int) -> bool:
+    """Whether the norm's level changed, or the loss at least doubled."""
+    before, after = slice(max(0, split - _BEFORE), split), slice(split, None)
+    change = abs(float(np.median(logs[after]) - np.median(logs[before])))
+    spread = max(deviation(logs[before]), deviation(logs[after]))
+    times = _TIMES if min(split, len(logs) - split) >= _KNOWN else _TENFOLD
+    was, now = float(np.median(loss[before])), float(np.median(loss[after]))
+    return (change > np.log(times) and change > _DEVIATIONS * spread) or (was > 0 and now > _TWICE * was)
 
 
 def _split(values: Floats) -> int:

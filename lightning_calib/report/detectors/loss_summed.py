@@ -37,7 +37,7 @@ def detect(seen: Measured) -> list[Finding]:
         f"and ln {classes:,} = {chance:.3g} is where one sample starts."
     )
     advice = (
-        f"Take the mean (`reduction=\"mean\"`); if the rate was tuned to the sum, multiply it by {batch:,} with SGD: rates and "
+        f'Take the mean (`reduction="mean"`); if the rate was tuned to the sum, multiply it by {batch:,} with SGD: rates and '
         "clipping thresholds then no longer depend on the batch size."
     )
     evidence = {"loss_first": first, "loss_per_sample": each, "batch_size": float(batch)}

@@ -1,9 +1,10 @@
 """A learning-rate rule holds the rate far below what was set.
 
 Looks at: the effective rate over the scheduler's, in the recent window. Speaks where less than a tenth is left, in the
-median, *and* either the rule is one that should rest at 1 (SpikeBackoff), or the loss has not fallen. A tenth, because
-it is what a rate search calls another rate; a rule may well halve it. Rules that *choose* the step (DistanceOverGradients,
-Polyak, InverseNorm) have small factors by design: there the outcome decides.
+median, *and* either the rule is one that should rest at 1 (SpikeBackoff), or nothing has come of it: the loss has not
+fallen, or the path of the weights in 100 steps or more is shorter than a tenth of their norm. A tenth, because it is what
+a rate search calls another rate; a rule may well halve it. Rules that *choose* the step (DistanceOverGradients, Polyak,
+InverseNorm) have small factors by design: there the outcome decides.
 
 Not to be confused with a schedule that decays (the factor is beside it), or with the `d` of Prodigy and its kin (no
 rule, no finding).
@@ -17,6 +18,8 @@ from lightning_calib.report.wording import decimal, percent
 
 CODES = ("rate-cut",)
 _LEFT = 0.1
+_MOVED = 0.1
+_STEPS = 100
 _CHOOSES = {"DistanceOverGradients", "Polyak", "InverseNorm"}
 
 
@@ -33,7 +36,8 @@ def detect(seen: Measured) -> list[Finding]:
     rules, factor = seen.run.facts.rules, rate_factor(seen)
     if not rules or not factor < _LEFT:
         return []
-    if set(rules) <= _CHOOSES and seen.loss.learned is not False:
+    stuck = seen.moved < _MOVED and seen.run.counts.steps >= _STEPS
+    if set(rules) <= _CHOOSES and seen.loss.learned is not False and not stuck:
         return []
     who = " and ".join(rules)
     sentence = (

@@ -3,7 +3,10 @@
 Looks at: outcome times movement. |dw| / |w| alone does not tell: a healthy run peaks at 0.04 where one at 40 times its
 best rate shows 0.08, and one at 300 times 0.003 once it is flat. Speaks where all three hold:
 
-- not learned: the loss ends less than 3 standard deviations of its noise below its start;
+- not learned: the loss ends less than 3 standard deviations of its noise below its start, and no row in between was more
+  than 5 below it (what was learned and lost is `diverged`); or it ends less than a tenth below its start after two rows
+  or more stood 10 deviations above it (a classifier that knows the frequencies alone is a little better than an untrained
+  one; two rows, because one can be one bad batch);
 - moved: the path of the weights is longer than a tenth of their norm. A run that moved less cannot have been ruined by
   its own steps, whatever the loss does;
 - thrown: the loss of a step was more than 10 deviations above its start (heavy tails reach 5 by chance), *or* a step
@@ -24,19 +27,24 @@ CODES = ("rate-too-high",)
 _MOVED = 0.1
 _THROWN = 10.0
 _FORGETS = 0.1
+_TENTH = 0.1
+_ROWS = 2
 
 
 def detect(seen: Measured) -> list[Finding]:
     """A finding where the steps were too large."""
     loss, moved, ratio = seen.loss, seen.moved, seen.update_ratio
-    if loss.learned is not False or not moved > _MOVED or seen.run.facts.optimizers > 1:
+    far = loss.first + _THROWN * max(loss.noise, 1e-6 * abs(loss.first))
+    stood = int((seen.run.scalars.loss > far).sum()) >= _ROWS and loss.first - loss.last < _TENTH * abs(loss.first)
+    if not (loss.learned is False or stood) or loss.learned_once or not moved > _MOVED or seen.run.facts.optimizers > 1:
         return []
-    thrown = loss.highest > loss.first + _THROWN * max(loss.noise, 1e-6 * abs(loss.first))
+    thrown = loss.highest > far
     if not (thrown or ratio > _FORGETS):
         return []
     high = "inf or nan" if np.isinf(loss.highest) else f"{loss.highest:.3g}"
+    better = "no better than" if loss.last >= loss.first else "hardly better than"
     if thrown:
-        what = f"the loss rose from {loss.first:.3g} to {high} and ends at {loss.last:.3g}, no better than its start"
+        what = f"the loss rose from {loss.first:.3g} to {high} and ends at {loss.last:.3g}, {better} its start"
     else:
         what = f"each step changes the weights by {percent(ratio)}, and the loss went from {loss.first:.3g} to {loss.last:.3g}"
     rate = f" (lr {seen.lr:.3g})" if np.isfinite(seen.lr) else ""

@@ -1,13 +1,14 @@
 """A spike: one step whose gradient and whose loss stand far out.
 
-Looks at: the largest norm and the largest loss since the last row, beside those of the 50 rows before. The norm alone
-does not tell: a healthy SGD run reaches 17 times its median when it leaves a plateau, while its loss falls. Speaks where
+Looks at: the largest norm and the largest loss since the last row, beside those of the 50 rows before; where there are
+fewer than 8 of those, beside those behind it, too. The norm alone does not tell: a healthy SGD run reaches 17 times its median when it leaves a plateau, while its loss falls. Speaks where
 
-- the norm is more than 10 times the median of the 50 rows (Megatron's rule for what is unexpectedly large), and
+- the norm is more than 10 times the median of those rows (Megatron's rule for what is unexpectedly large), and
 - its logarithm stands more than 5 standard deviations out (one in three million, if normal), and
 - the loss is more than 10 deviations above its median (heavy tails reach 5) *and* more than twice the largest of the 50.
 
-Eight rows at least: before that nothing is usual. Where no loss is known, or several optimizers work against each other,
+Six other rows at least, because the median and the deviation of six withstand two that are spoilt, and three before it,
+because the start of a run is no spike. Where no loss is known, or several optimizers work against each other,
 so that a loss means little, the norm has to be 100 times the usual. Not to be confused with a shift that stays
 (`level-shift`) or a run that never came back (`diverged`).
 """
@@ -21,7 +22,9 @@ from lightning_calib.report.wording import decimal, listed
 
 CODES = ("spike",)
 _BEFORE = 50
-_ROWS = 8
+_ENOUGH = 8
+_ROWS = 6
+_START = 3
 _TIMES = 10.0
 _ALONE = 100.0
 _Z = 5.0
@@ -40,7 +43,12 @@ def detect(seen: Measured) -> list[Finding]:
     found = []
     high = np.nanmedian(logs) if np.isfinite(logs).any() else np.nan
     for row in np.flatnonzero(logs > high + np.log(_TIMES) / 2):  # what is not above that is no spike: saves time
-        past = logs[max(0, row - _BEFORE) : row]
+        if row < _START:
+            continue
+        others = np.arange(max(0, row - _BEFORE), row)
+        if row < _ENOUGH:
+            others = np.delete(np.arange(min(len(logs), _BEFORE)), row)
+        past = logs[others]
         past = past[np.isfinite(past)]
         if len(past) < _ROWS:
             continue
@@ -49,7 +57,7 @@ def detect(seen: Measured) -> list[Finding]:
         far = logs[row] - usual > _Z * deviation(past)
         if not far or times < (_TIMES if trusted else _ALONE):
             continue
-        if trusted and not _loss_jumped(highs[max(0, row - _BEFORE) : row], float(highs[row])):
+        if trusted and not _loss_jumped(highs[others], float(highs[row])):
             continue
         found.append((times, int(row), usual))
     if not found:
@@ -80,7 +88,10 @@ def _finding(seen: Measured, times: float, row: int, usual: float, norm: float, 
     if np.isfinite(high):
         later = scalars.loss[row + 1 : row + 9]
         later = later[np.isfinite(later)]
-        back = len(later) and float(np.median(later)) < (high + float(np.nanmedian(scalars.loss[max(0, row - 8) : row]))) / 2
+        back = (
+            len(later)
+            and float(np.median(later)) < (high + float(np.nanmedian(scalars.loss[max(0, row - 8) : row]))) / 2
+        )
         followed = f"; the loss reached {high:.3g} and " + ("came back" if back else "has not come back")
     more = f"; {number - 1:,} more like it" if number > 1 else ""
     sentence = f"The gradient norm reached {norm:.3g} {when}, {times:.3g} times the usual{named}{followed}{more}."
