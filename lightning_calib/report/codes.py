@@ -38,7 +38,8 @@ EXPLAINS: Mapping[str, frozenset[str]] = {
     cause: frozenset(told.split())
     for cause, told in {
         "diverged": (
-            "nonfinite rate-too-high rate-too-low spike level-shift layer-rate dead-layer vanishing exploding batch-norm "
+            "nonfinite rate-too-high rate-too-low spike level-shift layer-rate dead-layer vanishing exploding "
+            "batch-norm "
             "skipped-steps dominated clip-always"
         ),
         "nonfinite": "skipped-steps",

@@ -1,4 +1,4 @@
-"""From the numbers of a run to its findings: every detector is asked, causes come first, and what they explain is left out."""
+"""From the numbers of a run to its findings: causes come first, and what they explain is left out."""
 
 from collections.abc import Callable, Sequence
 

@@ -38,6 +38,7 @@ EVIDENCE: Mapping[str, str] = {
     "steps": "Optimizer steps that were seen.",
     "suggested_lr": "Learning rate to try next.",
     "suggested_max_norm": "Threshold that would clip outliers only: the 95th percentile of the recent norms.",
+    "suggested_target": "Target of InverseNorm that leaves the usual step as it was set: the recent median norm.",
     "times": "Times the usual norm.",
     "update_ratio": "Median change of a step, in multiples of the weights' norm.",
     "update_share": "Share of Adam's update that is left beside eps: RMS / (RMS + eps) of the clipped gradient.",

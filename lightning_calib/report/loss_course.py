@@ -42,7 +42,7 @@ def deviation(values: Floats) -> float:
 def noise_of(values: Floats) -> float:
     """Standard deviation around a trend; nan of fewer than four values.
 
-    The median absolute deviation of the first differences, scaled to a normal distribution's, over the square root of 2.
+    The median absolute deviation of the first differences, scaled as in `deviation`, over the square root of 2.
     """
     values = values[np.isfinite(values)]
     return deviation(np.diff(values)) / 2**0.5 if len(values) >= _ROWS else float("nan")

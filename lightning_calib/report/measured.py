@@ -1,4 +1,4 @@
-"""What all detectors look at, computed once per run: steps per row, the recent window, the loss, each tensor's motion."""
+"""What all detectors look at, computed once: steps per row, the recent window, the loss, each tensor's motion."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -93,7 +93,9 @@ class Measured(NamedTuple):
 
     @property
     def update_ratio(self) -> float:
-        """Median over the recent rows of the matrices' median |dw| / |w| of a step; nan if not known."""
+        """Median over the matrices that move of their |dw| / |w| of a step, in the recent rows; nan if not known."""
+        if self.tensors is not None and len(known := self.of_matrices(self.tensors.ratio)):
+            return float(np.median(known[known > 0])) if (known > 0).any() else 0.0
         ratios = finite(self.run.scalars.update_ratio[self.recent])
         return float(np.median(ratios)) if len(ratios) else float("nan")
 

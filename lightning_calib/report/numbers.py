@@ -26,10 +26,10 @@ def plain(value: Any) -> Any:
 
 
 def optimizers(seen: Measured) -> dict[str, Any]:
-    """One optimizer: what it is, its counts, its norms over the recent window, its loss, what was left of norm and rate."""
+    """One optimizer: what it is, its counts, its recent norms, its loss, what was left of norm and rate."""
     facts, counts, norms, loss = seen.run.facts, seen.run.counts, seen.norms, seen.loss
     known = len(norms) > 0
-    return plain(
+    row: dict[str, Any] = plain(
         {
             "optimizer": facts.position,
             "name": facts.optimizer,
@@ -53,7 +53,8 @@ def optimizers(seen: Measured) -> dict[str, Any]:
             "loss_last": loss.last,
             "loss_noise": loss.noise,
         }
-    )  # type: ignore[no-any-return]
+    )
+    return row
 
 
 def clippers(seen: Measured) -> list[dict[str, Any]]:

@@ -33,11 +33,14 @@ _OTHER = """
     lbfgs madgrad mirrormadgrad dadaptsgd dadaptadagrad sophia sophiag sophiah adahessian ftrl alig a2grad apollo swats
     msvag srmm adalomo focus avagrad bsam
 """
-_KNOWN: dict[str, Kind] = {
-    name: kind
-    for kind, names in (("adam", _ADAM), ("sign", _SIGN), ("muon", _MUON), ("sgd", _SGD), ("other", _OTHER))
-    for name in names.split()
-}  # type: ignore[misc]
+_NAMES: tuple[tuple[Kind, str], ...] = (
+    ("adam", _ADAM),
+    ("sign", _SIGN),
+    ("muon", _MUON),
+    ("sgd", _SGD),
+    ("other", _OTHER),
+)
+_KNOWN = {name: kind for kind, names in _NAMES for name in names.split()}
 _PARTS: tuple[tuple[str, Kind], ...] = (
     ("muon", "muon"),
     ("lion", "sign"),

@@ -29,4 +29,9 @@ def listed(names: Sequence[str], most: int = 3) -> str:
 
 def decimal(value: float) -> str:
     """A number to paste: two digits, rounded."""
-    return f"{value:.2g}"
+    return f"{float(f'{value:.1e}'):g}"
+
+
+def times(factor: float) -> str:
+    """How many times: three digits, without an exponent where it can be read."""
+    return f"{factor:,.0f}" if 1000 <= factor < 1e7 else f"{factor:.3g}"

@@ -6,8 +6,8 @@ window
 
 - the median distance is more than 1: what evaluation subtracts is then wrong by as much as the activations vary. Noise
   makes 1 / sqrt(batch size) times the correlation within a sample: 0.4 for four independent samples;
-- or the batch has 4 samples or fewer: published errors of ResNet-50 rise from 23.6 % (32 samples) to 27.3 % (4) and 34.7 %
-  (2), see Wu and He, Group Normalization, 2018;
+- or the batch has 4 samples or fewer: published errors of ResNet-50 rise from 23.6 % (32 samples) to 27.3 % (4) and
+  34.7 % (2), see Wu and He, Group Normalization, 2018;
 - or validation is no better than an untrained net (its loss is above the first) while training has learned, and the
   distance is above one half.
 
@@ -41,10 +41,19 @@ def detect(seen: Measured) -> list[Finding]:
     if shift > _FAR or (gap and shift > _HALF):
         bad = f"; the validation loss is {val:.3g} where training is at {loss.last:.3g}" if gap else ""
         sentence = f"BatchNorm's running means are {shift:.2g} standard deviations from those of the batches{bad}."
-        advice = f"{precise}; look at `momentum` (0.1 is usual) and at a learning rate that moves the layers before it too fast."
+        advice = (
+            f"{precise}; look at `momentum` (0.1 is usual) and at a learning rate that moves the layers before it "
+            "too fast."
+        )
     elif facts.batch_size and facts.batch_size <= _SMALL:
-        sentence = f"BatchNorm normalises over {facts.batch_size} sample{'' if facts.batch_size == 1 else 's'} per batch: its statistics are mostly noise."
-        advice = f"Use `nn.GroupNorm(32, channels)` or larger batches; with several processes `Trainer(sync_batchnorm=True)`; {precise}."
+        sentence = (
+            f"BatchNorm normalises over {facts.batch_size} sample{'' if facts.batch_size == 1 else 's'} per batch: "
+            "its statistics are mostly noise."
+        )
+        advice = (
+            "Use `nn.GroupNorm(32, channels)` or larger batches; with several processes "
+            f"`Trainer(sync_batchnorm=True)`; {precise}."
+        )
     else:
         return []
     return [Finding("batch-norm", "look", sentence, advice, evidence, layers=facts.norm_layers)]

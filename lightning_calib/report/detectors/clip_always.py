@@ -38,7 +38,10 @@ def _note(one: Clipper, seen: Measured) -> Finding:
     evidence = {"clip_rate": rate, "suggested_max_norm": seen.high, "window": float(seen.window)}
     evidence |= {"max_norm": one.max_norm} if one.max_norm is not None else {}
     sentence = f"{one.name} reduced the gradient on {percent(rate)} of the steps"
-    only = f"to clip outliers only, use `GradientClip({decimal(seen.high)})`, the 95th percentile of the norms of the last {seen.window:,} steps."
+    only = (
+        f"to clip outliers only, use `GradientClip({decimal(seen.high)})`, the 95th percentile of the norms of the "
+        f"last {seen.window:,} steps."
+    )
     if not seen.scale_free:
         mixed = bool(seen.kinds & set(SCALE_FREE))
         which = "for a part of the parameters " if mixed else ""

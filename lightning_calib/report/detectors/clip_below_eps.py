@@ -88,7 +88,8 @@ def detect(seen: Measured) -> list[Finding]:
         f"{percent(typical)} of the step is left."
     )
     advice = (
-        f"Clip no lower than {decimal(low)}, or only outliers: `GradientClip({decimal(seen.high)})`, the 95th percentile "
+        f"Clip no lower than {decimal(low)}, or only outliers: `GradientClip({decimal(seen.high)})`, the 95th "
+        "percentile "
         f"of the norms of the last {seen.window:,} steps."
     )
     return [Finding("clip-below-eps", "act", sentence, advice, evidence, layers=names)]

@@ -14,7 +14,7 @@ import numpy as np
 from lightning_calib.report.detectors.clip_below_eps import acting
 from lightning_calib.report.finding import Finding
 from lightning_calib.report.measured import Measured, finite
-from lightning_calib.report.wording import decimal
+from lightning_calib.report.wording import decimal, times
 
 CODES = ("clip-cuts-rate",)
 _OFTEN = 0.5
@@ -50,11 +50,15 @@ def detect(seen: Measured) -> list[Finding]:
     if not (recent_clip_rate(seen) >= _OFTEN and max(left, recent if np.isfinite(recent) else left) < cut):
         return []
     who = " and ".join(one.name for one in clippers)
-    rate = f"{left:.3g} of the configured rate ({1 / left:.3g} times lower)"
+    rate = f"{left:.3g} of the configured rate ({times(1 / left)} times lower)"
     sentence = (
-        f"{who} clips so often that with {seen.run.facts.optimizer} it cuts the learning rate to {rate} on average."
+        f"{who} {'clip' if len(clippers) > 1 else 'clips'} so often that with {seen.run.facts.optimizer} the "
+        f"learning rate is cut to {rate} on average."
     )
-    advice = f"Clip outliers only: `GradientClip({decimal(seen.high)})`, the 95th percentile of the norms of the last {seen.window:,} steps"
+    advice = (
+        f"Clip outliers only: `GradientClip({decimal(seen.high)})`, the 95th percentile of the norms of the last "
+        f"{seen.window:,} steps"
+    )
     evidence = {
         "mean_factor": left,
         "recent_factor": recent,
@@ -65,6 +69,9 @@ def detect(seen: Measured) -> list[Finding]:
     }
     if np.isfinite(seen.lr):
         evidence |= {"lr": seen.lr, "suggested_lr": seen.lr * left}
-        advice += f"; if the loss falls well as it is, `lr={decimal(seen.lr * left)}` without a clip trains alike"
+        advice += (
+            f"; if the loss falls well as it is, `lr={decimal(seen.lr * left)}` without a clip is the same step on "
+            "average"
+        )
     severity = "act" if left < _TENFOLD else "look"
     return [Finding("clip-cuts-rate", severity, sentence, advice + ".", evidence)]  # type: ignore[arg-type]

@@ -23,7 +23,8 @@ def detect(seen: Measured) -> list[Finding]:
         return []
     (first, rate), (second, rate_second) = often[:2]
     sentence = (
-        f"The gradient is clipped twice: {first.name} reduced it on {percent(rate)} of the steps, and {second.name} what "
+        f"The gradient is clipped twice: {first.name} reduced it on {percent(rate)} of the steps, and {second.name} "
+        "what "
         f"was left on {percent(rate_second)}."
     )
     lower = min((one for one, _ in often[:2]), key=lambda one: one.max_norm or float("inf"))

@@ -5,8 +5,9 @@ zero on every step of the last half of the run (the largest between two rows cou
 tensor's was not. Exactly zero, because rounding never gives it: something multiplies by 0. 50 steps, because of eight
 experts one that is drawn at all is missed 50 times in a row in one run of a thousand.
 
-Not to be confused with a tensor without a gradient (`unused-parameter`), with a loss that is zero because all is learned
-(then every gradient is), with 1-D tensors, LoRA's A at its first step, or rows of an embedding that no batch touched.
+Not to be confused with a tensor without a gradient (`unused-parameter`), with a loss that is zero because all is
+learned (then every gradient is), with 1-D tensors, LoRA's A at its first step, or rows of an embedding that no batch
+touched.
 """
 
 import numpy as np
@@ -41,7 +42,8 @@ def detect(seen: Measured) -> list[Finding]:
         f"{steps[0]:,} to {steps[1]:,}: {'it learns' if one else 'they learn'} nothing."
     )
     advice = (
-        f"Look at the output of the module of `{dead[0]}`: dead ReLUs (use `nn.LeakyReLU(0.01)` or a lower learning rate), "
+        f"Look at the output of the module of `{dead[0]}`: dead ReLUs (use `nn.LeakyReLU(0.01)` or a lower learning "
+        "rate), "
         "a mask that hides it, a multiplication by zero, or a `detach`."
     )
     return [Finding("dead-layer", "look", sentence, advice, {"parameters": float(len(dead))}, layers=dead, steps=steps)]

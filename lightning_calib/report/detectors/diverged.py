@@ -9,8 +9,8 @@ Looks at: what came before the first inf or nan; the loss at its best, at its en
 - The loss had fallen by more than 5 deviations below its start, ends by more than 10 above it, and does not come back
   (it is not below half of what it reached).
 
-Not to be confused with a bad batch, whose gradient is nan out of a healthy run (`nonfinite`), with other data, from which
-a run learns again (`level-shift`), nor with a run that never learned (`rate-too-high`).
+Not to be confused with a bad batch, whose gradient is nan out of a healthy run (`nonfinite`), with other data, from
+which a run learns again (`level-shift`), nor with a run that never learned (`rate-too-high`).
 """
 
 import numpy as np
@@ -24,6 +24,7 @@ from lightning_calib.report.wording import decimal
 CODES = ("diverged",)
 _DEVIATIONS = 10.0
 _TIMES = 10.0
+_ENOUGH = 4  # norms of healthy steps that a threshold can be taken from
 
 
 def detect(seen: Measured) -> list[Finding]:
@@ -49,9 +50,12 @@ def detect(seen: Measured) -> list[Finding]:
     healthy = scalars.grad_norm_before[: max(first, 1)]
     healthy = healthy[np.isfinite(healthy) & (healthy > 0)][: max(1, first // 2)]
     advice += ", or warm it up"
-    if len(healthy) and not seen.scale_free:
+    if len(healthy) >= _ENOUGH and not seen.scale_free:
         evidence["suggested_max_norm"] = float(np.percentile(healthy, 95))
-        advice += f", or clip what is far above the norm of the healthy steps: `GradientClip({decimal(evidence['suggested_max_norm'])})`"
+        advice += (
+            ", or clip what is far above the norm of the healthy steps: "
+            f"`GradientClip({decimal(evidence['suggested_max_norm'])})`"
+        )
     return [Finding("diverged", "act", sentence, advice + ".", evidence, steps=seen.steps_of(first, -1))]
 
 

@@ -1,7 +1,7 @@
 """Who makes it clip: a few tensors make the whole norm, and the others are scaled down for them.
 
-Looks at: rows of layers of the last half on which a clip of the whole gradient acted (one coefficient for all tensors; a
-clip by layers has nobody to scale down for others). Speaks where on half or more of those rows, three at least,
+Looks at: rows of layers of the last half on which a clip of the whole gradient acted (one coefficient for all tensors;
+a clip by layers has nobody to scale down for others). Speaks where on half or more of those rows, three at least,
 
 - one to three tensors make more than 90 % of the squared norm. Then the others' norm is below a third of the whole:
   they alone would hardly be clipped;
@@ -64,7 +64,10 @@ def detect(seen: Measured) -> list[Finding]:
     others = len(layers.names) - len(names)
     usual = f", usually {percent(hog.usual)}" if np.isfinite(hog.usual) else ""
     scaled = f"the other {count(others, 'tensor')} {'was' if others == 1 else 'were'} scaled by {hog.kept:.2g} for it"
-    sentence = f"On clipped steps {listed(names)} {'was' if len(names) == 1 else 'were'} {percent(hog.share)} of the squared norm{usual}; {scaled}."
+    sentence = (
+        f"On clipped steps {listed(names)} {'was' if len(names) == 1 else 'were'} {percent(hog.share)} of the "
+        f"squared norm{usual}; {scaled}."
+    )
     fixed = next((one.max_norm for one in clippers if one.max_norm is not None), None)
     own = _own_norms(layers, hog)
     rules = ", ".join(f'"{name}": {decimal(value)}' for name, value in zip(names, own, strict=True))
@@ -127,7 +130,7 @@ def _judge(
 ) -> _Hog | None:
     rows = clipped[share[clipped] > _SHARE]
     rest = np.setdiff1d(np.flatnonzero(whole), rows)
-    if len(rows) < _ROWS or len(rows) < len(clipped) / 2 and not scale_free:
+    if len(rows) < _ROWS or (len(rows) < len(clipped) / 2 and not scale_free):
         return None
     others = np.sqrt(np.maximum(total * (1 - share), 1e-300))
     without = np.minimum(1.0, np.sqrt(left) / others)
@@ -144,7 +147,7 @@ def _judge(
 
 
 def _stands_out(layers: Layers, hog: NDArray[np.intp], share: float) -> bool:
-    """Whether the others are a tenth of the elements or more, and the few stand out per element or beside the weights."""
+    """Whether the others are a tenth of the elements or more, and the few stand out beside their size or weights."""
     sizes = np.array(layers.sizes, float)
     if not (sizes > 0).all():
         return True  # sizes are not known

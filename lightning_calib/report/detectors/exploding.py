@@ -6,9 +6,9 @@ two are usual), and depth explains it: the correlation of its logarithm with the
 the variance is depth and not one layer. Four matrices at least, else there is no depth.
 
 Also speaks where a matrix is so sensitive that a change by a thousandth of its norm could change the loss by all of it:
-|g| |w| is, to first order, the loss's change when the weights change by their norm, and where it is more than 1,000 times
-the largest loss, in the median row, steps of the usual size (a thousandth of the norm) are no longer small. A chaotic net
-is like that without 4 decades between its layers; of a healthy one the number is about that of its layers.
+|g| |w| is, to first order, the loss's change when the weights change by their norm, and where it is more than 1,000
+times the largest loss, in the median row, steps of the usual size (a thousandth of the norm) are no longer small. A
+chaotic net is like that without 4 decades between its layers; of a healthy one the number is about that of its layers.
 
 Not to be confused with one layer that is large (`dominated`, `layer-rate`), or with norms that grow over time
 (`diverged`, `level-shift`).
@@ -41,11 +41,14 @@ def detect(seen: Measured) -> list[Finding]:
             continue
         decades, first, last = found
         sentence = (
-            f"The gradient explodes over depth: per element it is {10**decades:.2g} times as large at `{layers.names[first]}` "
-            f"as at `{layers.names[last]}`, over {count(int(tensors.matrix.sum()), 'matrix').replace('matrixs', 'matrices')}."
+            f"The gradient explodes over depth: per element it is {10**decades:.2g} times as large at "
+            f"`{layers.names[first]}` "
+            f"as at `{layers.names[last]}`, over "
+            f"{count(int(tensors.matrix.sum()), 'matrix').replace('matrixs', 'matrices')}."
         )
         advice = (
-            "Lower the gain of the initialisation (`nn.init.kaiming_normal_`, or orthogonal for a recurrent layer), put "
+            "Lower the gain of the initialisation (`nn.init.kaiming_normal_`, or orthogonal for a recurrent layer), "
+            "put "
             '`nn.LayerNorm` between the layers, or clip by layers: `GradientClip(Percentile(95), scope="layer")`.'
         )
         evidence = {"growth": float(10**decades), "parameters": float(tensors.matrix.sum())}
@@ -64,11 +67,13 @@ def _chaotic(seen: Measured) -> list[Finding]:
     worst = int(np.nanargmax(sensitivity))
     value, name = float(sensitivity[worst]), layers.names[worst]
     sentence = (
-        f"The gradient explodes: that of `{name}` is so large that a change by {1 / value:.1g} of its norm could change the "
+        f"The gradient explodes: that of `{name}` is so large that a change by {1 / value:.1g} of its norm could "
+        "change the "
         "loss by all of it."
     )
     advice = (
-        "Lower the gain of the initialisation (`nn.init.kaiming_normal_`), put `nn.LayerNorm` between the layers, or clip to "
+        "Lower the gain of the initialisation (`nn.init.kaiming_normal_`), put `nn.LayerNorm` between the layers, or "
+        "clip to "
         f"the usual norm: `GradientClip({decimal(seen.high)})`."
     )
     evidence = {"sensitivity": value, "suggested_max_norm": seen.high, "window": float(seen.window)}

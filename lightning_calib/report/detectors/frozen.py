@@ -21,5 +21,8 @@ def detect(seen: Measured) -> list[Finding]:
     names = tuple(layers.names[i] for i in np.flatnonzero(~layers.trainable))
     if not names:
         return []
-    sentence = f"{count(len(names), 'tensor')} of the optimizer {'is' if len(names) == 1 else 'are'} frozen or empty: {listed(names)}."
+    sentence = (
+        f"{count(len(names), 'tensor')} of the optimizer {'is' if len(names) == 1 else 'are'} frozen or empty: "
+        f"{listed(names)}."
+    )
     return [Finding("frozen", "note", sentence, "", {"parameters": float(len(names))}, layers=names)]

@@ -6,8 +6,8 @@ weight that began at zero (LoRA's B, a gate) has an infinite ratio, and a small 
 - Faster: more than 30 times the median of the others, three at least, and 10 times the next. Recipes for fine-tuning
   give the head up to ten times the rate; 30 is half a decade beyond. The next, because in a deep net each layer may be
   some times faster than the one before it, and none stands out.
-- A group whose rate is set 30 times higher, or lower, than that of the median matrix, and whose matrices move 30 times as
-  far, or as little, per element, and in the same direction beside their norm (weights that moved far have grown, and
+- A group whose rate is set 30 times higher, or lower, than that of the median matrix, and whose matrices move 30 times
+  as far, or as little, per element, and in the same direction beside their norm (weights that moved far have grown, and
   their ratio says less). Without such a setting slowness is not named: rows of an embedding that no batch touches make
   it so (`vanishing` has the rest).
 
@@ -20,6 +20,7 @@ import numpy as np
 from lightning_calib.report.finding import Finding
 from lightning_calib.report.measured import Measured
 from lightning_calib.report.wording import decimal, listed
+from lightning_calib.report.wording import times as times_of
 
 CODES = ("layer-rate",)
 _TIMES = 30.0
@@ -57,11 +58,17 @@ def _faster(seen: Measured, able: np.ndarray[tuple[int], np.dtype[np.intp]]) -> 
     rate = groups[group].lr if group < len(groups) else None
     set_apart = len(groups) > 1 and rate is not None
     evidence = {"ratio": ratio, "update_ratio": float(tensors.ratio[top])}
-    sentence = f"{listed(names)} moves {ratio:.3g} times as fast as the median of the other layers, by {tensors.ratio[top]:.2g} of its norm in a step."
+    sentence = (
+        f"{listed(names)} moves {times_of(ratio)} times as fast as the median of the other layers, by "
+        f"{tensors.ratio[top]:.2g} of its norm in a step."
+    )
     advice = "If that is not meant, give it a parameter group with a lower rate"
     if rate is not None and set_apart:
         evidence |= {"lr": rate, "suggested_lr": rate / ratio}
-        advice = f"If that is not meant, lower the rate of its parameter group: `lr={decimal(rate / ratio)}` moves it like the others"
+        advice = (
+            f"If that is not meant, lower the rate of its parameter group: `lr={decimal(rate / ratio)}` moves it "
+            "like the others"
+        )
     elif rate is not None:
         evidence |= {"lr": rate, "suggested_lr": rate / ratio}
         advice += f': `{{"params": self.{layers.owners[top] or names[0]}.parameters(), "lr": {decimal(rate / ratio)}}}`'
@@ -89,10 +96,10 @@ def _set_apart(seen: Measured, able: np.ndarray[tuple[int], np.dtype[np.intp]]) 
         if not (faster or slower):
             continue
         names = tuple(layers.names[i] for i in mine)
-        way = f"{step:.3g} times as far" if faster else f"{1 / step:.3g} times less"
+        way = f"{times_of(step)} times as far" if faster else f"{times_of(1 / step)} times less"
         sentence = (
             f"Parameter group {index} ({listed(names)}) moves {way} per element in a step than the others: its rate, "
-            f"{group.lr:.3g}, is {max(set_to, 1 / set_to):.3g} times {'higher' if faster else 'lower'}."
+            f"{group.lr:.3g}, is {times_of(max(set_to, 1 / set_to))} times {'higher' if faster else 'lower'}."
         ).replace("as far per element in a step than", "as far per element in a step as")
         advice = f"If that is not meant, set `lr={decimal(group.lr / step)}` there, which moves it like the others"
         advice += "." if faster else "; to freeze it, use `requires_grad_(False)`."

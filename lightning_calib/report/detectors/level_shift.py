@@ -1,8 +1,8 @@
 """A lasting shift: from some step on the loss is worse, and stays so.
 
 Looks at: the row that splits the run's log norms best, and the one that splits its losses best, four rows or more on
-either side. Speaks where the loss *rose* there and stays: nine tenths of the rows behind it are above nine tenths of the
-50 before it, the medians differ by more than 10 standard deviations of the noise before it (heavy tails reach 5 by
+either side. Speaks where the loss *rose* there and stays: nine tenths of the rows behind it are above nine tenths of
+the 50 before it, the medians differ by more than 10 standard deviations of the noise before it (heavy tails reach 5 by
 chance), and
 
 - the level of the norm changed, too, by more than 3 times (three times the running level is where a spike guard may
@@ -10,8 +10,8 @@ chance), and
 - the loss is at more than twice its level.
 
 The loss decides, because a healthy run that leaves a plateau shifts its norm 11 times while its loss falls. Several
-optimizers that work against each other shift for reasons of their own: silent there. Not to be confused with a spike (it
-comes back), or with a run that ends above its start and stays there (`diverged`).
+optimizers that work against each other shift for reasons of their own: silent there. Not to be confused with a spike
+(it comes back), or with a run that ends above its start and stays there (`diverged`).
 """
 
 import numpy as np
@@ -20,6 +20,7 @@ from lightning_calib.report.finding import Finding
 from lightning_calib.report.loss_course import deviation, noise_of
 from lightning_calib.report.measured import Measured
 from lightning_calib.report.run import Floats
+from lightning_calib.report.wording import times as times_of
 
 CODES = ("level-shift",)
 _ROWS = 4
@@ -50,12 +51,15 @@ def detect(seen: Measured) -> list[Finding]:
     since = int(scalars.step[good[split - 1]])
     when = f"From step {step:,} on" if step - since <= 1 else f"From between steps {since:,} and {step:,} on"
     sentence = (
-        f"{when} the loss is higher and stays so ({was:.3g} before, {now:.3g} since), and the gradient norm is at {level:.3g}, "
-        f"{times:.3g} times its level before."
+        f"{when} the loss is higher and stays so ({was:.3g} before, {now:.3g} since), and the gradient norm is at "
+        f"{level:.3g}, "
+        f"{times_of(times)} times its level before."
     )
     advice = (
-        "Look what changed there: the data, the learning rate (`calib/lr_effective`), what is frozen; if it was one bad "
-        'update, start again from a checkpoint before it: `trainer.fit(model, ckpt_path="...")`, with a lower rate or a clip.'
+        "Look what changed there: the data, the learning rate (`calib/lr_effective`), what is frozen; if it was one "
+        "bad "
+        'update, start again from a checkpoint before it: `trainer.fit(model, ckpt_path="...")`, with a lower rate '
+        "or a clip."
     )
     evidence = {"change": times, "loss_before": was, "loss_last": now, "norm": level}
     return [Finding("level-shift", "look", sentence, advice, evidence, steps=(step, int(scalars.step[-1])))]

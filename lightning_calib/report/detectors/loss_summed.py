@@ -1,13 +1,13 @@
 """The loss looks like a sum over the batch instead of its mean.
 
 Looks at: the first loss, the batch size, and the number C of outputs of the last layer. A net that knows nothing starts
-with a cross-entropy of ln C per sample, and a little more. Speaks where the first loss over the batch size lies within 0.9
-and 1.5 times ln C while the loss itself is more than twice that: a mean cannot be there, a sum must be. C is the size
-of the last bias, or the last matrix over the size of the last 1-D tensor before it (a head without a bias). Without such
-a mark (a regression has no scale of its own) nothing is said.
+with a cross-entropy of ln C per sample, and a little more. Speaks where the first loss over the batch size lies within
+0.9 and 1.5 times ln C while the loss itself is more than twice that: a mean cannot be there, a sum must be. C is the
+size of the last bias, or the last matrix over the size of the last 1-D tensor before it (a head without a bias).
+Without such a mark (a regression has no scale of its own) nothing is said.
 
-Then the rate, thresholds and logged norms grow with the batch, and the last, smaller batch counts less. Not to be confused
-with a loss that is large by its units.
+Then the rate, thresholds and logged norms grow with the batch, and the last, smaller batch counts less. Not to be
+confused with a loss that is large by its units.
 """
 
 import numpy as np
@@ -33,11 +33,13 @@ def detect(seen: Measured) -> list[Finding]:
     if not (_NEAR[0] * chance <= each <= _NEAR[1] * chance and first > _TWICE * _NEAR[1] * chance):
         return []
     sentence = (
-        f"The loss looks like a sum over the batch: it starts at {first:.4g}, which is {batch:,} samples times {each:.3g}, "
+        f"The loss looks like a sum over the batch: it starts at {first:.4g}, which is {batch:,} samples times "
+        f"{each:.3g}, "
         f"and ln {classes:,} = {chance:.3g} is where one sample starts."
     )
     advice = (
-        f'Take the mean (`reduction="mean"`); if the rate was tuned to the sum, multiply it by {batch:,} with SGD: rates and '
+        f'Take the mean (`reduction="mean"`); if the rate was tuned to the sum, multiply it by {batch:,} with SGD: '
+        "rates and "
         "clipping thresholds then no longer depend on the batch size."
     )
     evidence = {"loss_first": first, "loss_per_sample": each, "batch_size": float(batch)}

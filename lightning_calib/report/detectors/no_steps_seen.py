@@ -15,7 +15,8 @@ def detect(seen: Measured) -> list[Finding]:
     if seen.run.counts.steps:
         return []
     advice = (
-        "With automatic optimization a step comes every `accumulate_grad_batches` batches; with manual optimization call "
+        "With automatic optimization a step comes every `accumulate_grad_batches` batches; with manual optimization "
+        "call "
         "`self.manual_backward(loss)` and the `step()` of `self.optimizers()`, not of torch's optimizer behind it."
     )
     return [Finding("no-steps-seen", "look", "No optimizer step has been seen yet.", advice, {"steps": 0.0})]

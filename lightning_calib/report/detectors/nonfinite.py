@@ -1,8 +1,8 @@
 """Gradients that were inf or nan.
 
 Looks at: the count of such steps (a GradScaler's overflows are not among them), the rows of layers for the tensors, the
-loss. Speaks: from the first one; one nan that reaches the weights ends a run, so there is no rate that is harmless. Act;
-look where every one was skipped, because then the weights never saw it.
+loss. Speaks: from the first one; one nan that reaches the weights ends a run, so there is no rate that is harmless.
+Act; look where every one was skipped, because then the weights never saw it.
 
 Not to be confused with a run that diverged (the loss or the norm grew first: see `diverged`), nor with the overflows
 with which a GradScaler finds its scale (`loss-scale`).
@@ -12,7 +12,7 @@ import numpy as np
 
 from lightning_calib.report.finding import Finding
 from lightning_calib.report.measured import Measured
-from lightning_calib.report.wording import count, listed
+from lightning_calib.report.wording import count
 
 CODES = ("nonfinite",)
 
@@ -64,7 +64,8 @@ def detect(seen: Measured) -> list[Finding]:
     )
     if skipped:
         advice = (
-            "Look at the batch: NonFiniteGuard's `save_batch_to` keeps it. Look for a division, a logarithm or a square "
+            "Look at the batch: NonFiniteGuard's `save_batch_to` keeps it. Look for a division, a logarithm or a "
+            "square "
             "root at zero, and for bad data."
         )
     evidence = {"nonfinite": float(counts.nonfinite), "skipped": float(counts.skipped), "steps": float(counts.steps)}

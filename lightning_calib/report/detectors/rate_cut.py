@@ -2,9 +2,9 @@
 
 Looks at: the effective rate over the scheduler's, in the recent window. Speaks where less than a tenth is left, in the
 median, *and* either the rule is one that should rest at 1 (SpikeBackoff), or nothing has come of it: the loss has not
-fallen, or the path of the weights in 100 steps or more is shorter than a tenth of their norm. A tenth, because it is what
-a rate search calls another rate; a rule may well halve it. Rules that *choose* the step (DistanceOverGradients, Polyak,
-InverseNorm) have small factors by design: there the outcome decides.
+fallen, or the path of the weights in 100 steps or more is shorter than a tenth of their norm. A tenth, because it is
+what a rate search calls another rate; a rule may well halve it. Rules that *choose* the step (DistanceOverGradients,
+Polyak, InverseNorm) have small factors by design: there the outcome decides.
 
 Not to be confused with a schedule that decays (the factor is beside it), or with the `d` of Prodigy and its kin (no
 rule, no finding).
@@ -14,7 +14,7 @@ import numpy as np
 
 from lightning_calib.report.finding import Finding
 from lightning_calib.report.measured import Measured, finite
-from lightning_calib.report.wording import decimal, percent
+from lightning_calib.report.wording import decimal, percent, times
 
 CODES = ("rate-cut",)
 _LEFT = 0.1
@@ -41,12 +41,26 @@ def detect(seen: Measured) -> list[Finding]:
         return []
     who = " and ".join(rules)
     sentence = (
-        f"{who} holds the learning rate at {percent(factor)} of what was set ({1 / max(factor, 1e-300):.3g} times lower), "
+        f"{who} holds the learning rate at {percent(factor)} of what was set ({times(1 / max(factor, 1e-300))} times "
+        "lower), "
         f"in the last {seen.window:,} steps."
     )
-    advice = f"Look why it fires (`calib/lr_effective`); give it a floor: `LearningRateControl({rules[0]}(), min_factor=0.1)`"
+    advice = (
+        f"Look why it fires (`calib/lr_effective`); give it a floor: `LearningRateControl({rules[0]}(), "
+        "min_factor=0.1)`"
+    )
     evidence = {"mean_factor": factor, "lr": seen.lr, "window": float(seen.window)}
-    if np.isfinite(seen.lr) and set(rules) <= _CHOOSES:
-        evidence["suggested_lr"] = max(1.0, seen.lr)
-        advice = f"The published step needs `lr={decimal(max(1.0, seen.lr))}` in the optimizer and open caps"
+    if set(rules) == {"InverseNorm"} and len(seen.norms):
+        target = float(np.median(seen.norms))
+        evidence["suggested_target"] = target
+        advice = (
+            f"Its target is far below the norms: `InverseNorm(target={decimal(target)})` leaves the usual step as it "
+            "was set"
+        )
+    elif set(rules) <= _CHOOSES:
+        evidence["suggested_lr"] = max(1.0, seen.lr) if np.isfinite(seen.lr) else 1.0
+        advice = (
+            f"The published step needs `lr={decimal(evidence['suggested_lr'])}` in the optimizer and "
+            "`max_factor=math.inf`"
+        )
     return [Finding("rate-cut", "act", sentence, advice + ".", evidence)]

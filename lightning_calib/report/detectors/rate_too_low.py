@@ -3,8 +3,8 @@
 Looks at: reach, the sum of |g| |dw| over all steps and tensors, over the first loss. By Cauchy and Schwarz the loss
 cannot, to first order, have fallen by more. Speaks where reach is below 2 % *and* the weights' path is below 1 % of
 their norm, after 100 steps at least: then neither the loss nor the weights can be told from those of the start (an
-evaluation is rarely repeatable to better than 2 %). A milder case is not named: a rate a hundred times too low can reach
-13 %, and a healthy fine-tuning as little.
+evaluation is rarely repeatable to better than 2 %). A milder case is not named: a rate a hundred times too low can
+reach 13 %, and a healthy fine-tuning as little.
 
 Silent in a warm-up (the rate is still rising), in a second fit on trained weights (`earlier`), where the first loss is
 not above zero (a log-likelihood has no scale), and where a clip, a rule or a dead layer explains it. Not to be confused

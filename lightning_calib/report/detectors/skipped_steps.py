@@ -35,12 +35,15 @@ def detect(seen: Measured) -> list[Finding]:
     if not len(scales):
         if skipped <= _FEW or share <= _SHARE:
             return []
-        advice = "Look who skips them (a guard, a NaN loss, a `training_step` that returns None): each is a batch that taught nothing."
+        advice = (
+            "Look who skips them (a guard, a NaN loss, a `training_step` that returns None): each is a batch that "
+            "taught nothing."
+        )
         return [Finding("skipped-steps", "look", f"{told}.", advice, evidence)]
     scale = float(scales[-1])
     evidence["loss_scale"] = scale
     if skipped <= _START + 2 * np.ceil(counts.steps / _EVERY) and scale >= 1:
         sentence = f"The GradScaler skipped {count(skipped, 'step')} while it looked for its scale, {scale:,.0f} now."
         return [Finding("loss-scale", "note", sentence, "", evidence)]
-    sentence = f"{told} because fp16 overflowed; the loss scale is {scale:g}."
+    sentence = f"{told} because fp16 overflowed; the loss scale is {scale:,.10g}."
     return [Finding("skipped-steps", "look", sentence, 'Use `Trainer(precision="bf16-mixed")`.', evidence)]

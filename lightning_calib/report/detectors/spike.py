@@ -1,16 +1,18 @@
 """A spike: one step whose gradient and whose loss stand far out.
 
 Looks at: the largest norm and the largest loss since the last row, beside those of the 50 rows before; where there are
-fewer than 8 of those, beside those behind it, too. The norm alone does not tell: a healthy SGD run reaches 17 times its median when it leaves a plateau, while its loss falls. Speaks where
+fewer than 8 of those, beside those behind it, too. The norm alone does not tell: a healthy SGD run reaches 17 times its
+median when it leaves a plateau, while its loss falls. Speaks where
 
 - the norm is more than 10 times the median of those rows (Megatron's rule for what is unexpectedly large), and
 - its logarithm stands more than 5 standard deviations out (one in three million, if normal), and
-- the loss is more than 10 deviations above its median (heavy tails reach 5) *and* more than twice the largest of the 50.
+- the loss is more than 10 deviations above its median (heavy tails reach 5) *and* more than twice the largest of the
+  50.
 
 Six other rows at least, because the median and the deviation of six withstand two that are spoilt, and three before it,
-because the start of a run is no spike. Where no loss is known, or several optimizers work against each other,
-so that a loss means little, the norm has to be 100 times the usual. Not to be confused with a shift that stays
-(`level-shift`) or a run that never came back (`diverged`).
+because the start of a run is no spike. Where no loss is known, or several optimizers work against each other, so that a
+loss means little, the norm has to be 100 times the usual. Not to be confused with a shift that stays (`level-shift`) or
+a run that never came back (`diverged`).
 """
 
 import numpy as np
@@ -19,6 +21,7 @@ from lightning_calib.report.finding import Finding
 from lightning_calib.report.loss_course import deviation
 from lightning_calib.report.measured import Measured
 from lightning_calib.report.wording import decimal, listed
+from lightning_calib.report.wording import times as times_of
 
 CODES = ("spike",)
 _BEFORE = 50
@@ -42,7 +45,7 @@ def detect(seen: Measured) -> list[Finding]:
     logs = np.log(norms)
     found = []
     high = np.nanmedian(logs) if np.isfinite(logs).any() else np.nan
-    for row in np.flatnonzero(logs > high + np.log(_TIMES) / 2):  # what is not above that is no spike: saves time
+    for row in map(int, np.flatnonzero(logs > high + np.log(_TIMES) / 2)):  # the others are none
         if row < _START:
             continue
         others = np.arange(max(0, row - _BEFORE), row)
@@ -59,7 +62,7 @@ def detect(seen: Measured) -> list[Finding]:
             continue
         if trusted and not _loss_jumped(highs[others], float(highs[row])):
             continue
-        found.append((times, int(row), usual))
+        found.append((times, row, usual))
     if not found:
         return []
     times, row, usual = max(found)
@@ -94,10 +97,11 @@ def _finding(seen: Measured, times: float, row: int, usual: float, norm: float, 
         )
         followed = f"; the loss reached {high:.3g} and " + ("came back" if back else "has not come back")
     more = f"; {number - 1:,} more like it" if number > 1 else ""
-    sentence = f"The gradient norm reached {norm:.3g} {when}, {times:.3g} times the usual{named}{followed}{more}."
+    sentence = f"The gradient norm reached {norm:.3g} {when}, {times_of(times)} times the usual{named}{followed}{more}."
     value = decimal(float(seen.high)) if np.isfinite(seen.high) else decimal(usual * 3)
     advice = (
-        f"One such batch is noise, and `ZClip()` or `GradientClip({value})` takes it; look at the batch, and if the loss "
+        f"One such batch is noise, and `ZClip()` or `GradientClip({value})` takes it; look at the batch, and if the "
+        "loss "
         "does not come back, lower the learning rate."
     )
     evidence = {"times": times, "norm": norm, "loss_highest": high, "suggested_max_norm": seen.high}

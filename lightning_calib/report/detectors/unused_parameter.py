@@ -3,7 +3,9 @@
 Looks at: tensors that are to be trained (`requires_grad`), and whether a gradient ever existed. Speaks after 50 steps
 without one, for the reason of `dead-layer`; the steps are those of the run's busiest optimizer, so that one whose
 parameters never got any is named, too. Not to be confused with a gradient of zeros (`dead-layer`), with frozen
-parameters (`frozen`), or with experts and branches that are drawn now and then: one gradient is enough to be silent.
+parameters (`frozen`), or with experts and branches that are drawn now and then: one gradient is enough to be silent,
+and one that was not drawn yet is left in peace where a sibling (the same name but for one number) is drawn now and
+then.
 """
 
 import numpy as np
@@ -11,6 +13,7 @@ import numpy as np
 from lightning_calib.report.detectors.dead_layer import STEPS
 from lightning_calib.report.finding import Finding
 from lightning_calib.report.measured import Measured
+from lightning_calib.report.run import Layers
 from lightning_calib.report.wording import count, listed
 
 CODES = ("unused-parameter",)
@@ -21,11 +24,31 @@ def detect(seen: Measured) -> list[Finding]:
     layers, steps = seen.run.layers, max(seen.run.counts.steps, seen.steps_of_others)
     if layers is None or steps < STEPS:
         return []
-    names = tuple(layers.names[i] for i in np.flatnonzero(layers.trainable & ~layers.given))
+    drawn = _drawn(layers)
+    unused = np.flatnonzero(layers.trainable & ~layers.given)
+    names = tuple(layers.names[i] for i in unused if not drawn & _siblings(layers.names[i]))
     if not names:
         return []
-    sentence = f"{listed(names)} never got a gradient in {count(steps, 'step')}: the loss did not depend on {'it' if len(names) == 1 else 'them'}."
+    sentence = (
+        f"{listed(names)} never got a gradient in {count(steps, 'step')}: the loss did not depend on "
+        f"{'it' if len(names) == 1 else 'them'}."
+    )
     owner = layers.owners[layers.names.index(names[0])]
     call = f"self.{owner}" if owner else f"self.{names[0]}"
-    advice = f"Use it in `forward`, or freeze it: `{call}.requires_grad_(False)`."
+    them = "it" if len(names) == 1 else "them"
+    advice = f"Use {them} in `forward`, or freeze {them}, such as `{call}.requires_grad_(False)`."
     return [Finding("unused-parameter", "look", sentence, advice, {"parameters": float(len(names))}, layers=names)]
+
+
+def _siblings(name: str) -> set[str]:
+    """The name with each of its numbers left open, one at a time."""
+    parts = name.split(".")
+    return {".".join([*parts[:i], "*", *parts[i + 1 :]]) for i, part in enumerate(parts) if part.isdigit()}
+
+
+def _drawn(layers: Layers) -> set[str]:
+    """Siblings of the tensors that had a gradient on some steps and none on some rows where others had one."""
+    there = np.logical_not(np.isnan(layers.before))
+    missing = (there.any(axis=1).reshape(-1, 1) & ~there).any(axis=0)
+    names = [layers.names[i] for i in np.flatnonzero(layers.given & missing)]
+    return {pattern for name in names for pattern in _siblings(name)}

@@ -2,12 +2,12 @@
 
 Looks at: matrices whose gradient is not exactly zero. Speaks where, in the median of the last half of the run, either
 
-- a step changes them by less than half of the last bit of their number format (2^-24 for float32, 2^-8 for bf16 weights,
-  2^-11 for fp16 ones), so that most elements do not change at all, or
-- the gradient per element is 4 decades below that of another matrix *and* it does not move them: their whole path, without
-  what weight decay does, is below a thousandth of their norm, or Adam's eps drowns it (less than a tenth of the step is
-  left, see `clip-below-eps`). Four decades, because what is usual between layers (size, fan-in, rows of an embedding that
-  are touched) makes one or two; the motion, because Adam and its kin move small gradients just as far.
+- a step changes them by less than half of the last bit of their number format (2^-24 for float32, 2^-8 for bf16
+  weights, 2^-11 for fp16 ones), so that most elements do not change at all, or
+- the gradient per element is 4 decades below that of another matrix *and* it does not move them: their whole path,
+  without what weight decay does, is below a thousandth of their norm, or Adam's eps drowns it (less than a tenth of the
+  step is left, see `clip-below-eps`). Four decades, because what is usual between layers (size, fan-in, rows of an
+  embedding that are touched) makes one or two; the motion, because Adam and its kin move small gradients just as far.
 
 And another matrix moves a hundred times as far, at the same rate: else the rate is low for all (`rate-too-low`). Not to
 be confused with a dead layer (exactly zero), a group whose rate is low by choice, or the end of a decay.
@@ -48,11 +48,14 @@ def detect(seen: Measured) -> list[Finding]:
     names = tuple(layers.names[i] for i in order)
     worst, best = float(tensors.rms[order[0]]), float(rms.max())
     sentence = (
-        f"The gradient vanishes on its way to {listed(names)}: {worst:.2g} per element where `{layers.names[int(rms.argmax())]}` "
-        f"gets {best:.2g}, and moves {'it' if len(names) == 1 else 'the first'} by {ratio[order[0]]:.1g} of its norm in a step."
+        f"The gradient vanishes on its way to {listed(names)}: {worst:.2g} per element where "
+        f"`{layers.names[int(rms.argmax())]}` "
+        f"gets {best:.2g}, and moves {'it' if len(names) == 1 else 'the first'} by {ratio[order[0]]:.1g} of its norm "
+        "in a step."
     )
     advice = (
-        "Give the gradient a way: residual connections, `nn.LayerNorm` between the layers, ReLU or GELU instead of sigmoid and "
+        "Give the gradient a way: residual connections, `nn.LayerNorm` between the layers, ReLU or GELU instead of "
+        "sigmoid and "
         "tanh, an initialisation that keeps the variance (`nn.init.kaiming_normal_`)."
     )
     evidence = {"growth": worst / best, "update_ratio": float(ratio[order[0]]), "parameters": float(len(names))}
