@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from lightning_calib.policies import Percentile as Percentile
     from lightning_calib.policies import WeightRelative as WeightRelative
     from lightning_calib.policies import ZScore as ZScore
+    from lightning_calib.report import Finding as Finding
+    from lightning_calib.report import Report as Report
     from lightning_calib.report.incident import NonFiniteGradientError as NonFiniteGradientError
     from lightning_calib.schedules import DistanceOverGradients as DistanceOverGradients
     from lightning_calib.schedules import InverseNorm as InverseNorm
@@ -47,6 +49,7 @@ _HOMES = {
         "LearningRateControl NonFiniteGuard PreciseBatchNorm ZClip"
     ),
     "functional": "Observation Policy SegmentReport",
+    "report": "Finding Report",
     "report.incident": "NonFiniteGradientError",
     "schedules": "DistanceOverGradients InverseNorm LearningRateRule Measurement Polyak SpikeBackoff refine_schedule",
     "policies": "EMARelative GradientStabilizer MaxNorm Percentile WeightRelative ZScore",
