@@ -51,7 +51,6 @@ EXPLAINS: Mapping[str, frozenset[str]] = {
         "dead-layer": "rate-too-low vanishing",
         "vanishing": "layer-rate",
         "exploding": "layer-rate",
-        "rate-too-low": "vanishing",
     }.items()
 }
 """What is left out where a cause has been found: it follows from it, and its advice would mislead."""

@@ -21,7 +21,7 @@ class LossCourse(NamedTuple):
         highest: The largest of any step, inf if one was not finite; nan if not known.
         noise: Standard deviation of one step's loss around the trend in the last half, see `step_noise`.
         learned: Whether the loss fell by more than 3 ``noise``; None where it is not known.
-        best: The row whose loss is lowest; -1 without one.
+        best: The row with the lowest loss before the one with the largest; -1 without one.
         learned_once: Whether that row is more than 5 deviations, of the noise up to it, below the first loss.
     """
 
@@ -79,7 +79,9 @@ def loss_course(scalars: Scalars, steps_per_row: float) -> LossCourse:
     learned = None
     if np.isfinite([first, noise]).all() and not np.isnan(last):
         learned = bool(first - last > _LEARNED * noise) if np.isfinite(last) else False
-    finite = there[np.isfinite(known)]
+    tops = np.fmax(loss, highest)
+    top = int(np.argmax(np.where(np.isnan(tops), -np.inf, tops))) if len(tops) else 0
+    finite = there[np.isfinite(known) & (there < top)]
     best = int(finite[np.argmin(loss[finite])]) if len(finite) else -1
     before = step_noise(loss[: best + 1], highest[: best + 1], steps_per_row)
     return LossCourse(

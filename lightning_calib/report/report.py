@@ -15,7 +15,7 @@ from lightning_calib.report.verdict import rest, verdict
 SCHEMA = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Report:
     """What a run's numbers say: `GradientMonitor.report()` makes one, and the command line from event files.
 
@@ -40,8 +40,8 @@ class Report:
         1
     """
 
-    runs: Sequence[Run]
-    shadow: tuple[Any, ...] = ()
+    runs: Sequence[Run] = field(repr=False)
+    shadow: tuple[Any, ...] = field(default=(), repr=False)
     findings: tuple[Finding, ...] = field(init=False)
     verdict: str = field(init=False)
     suggestion: str = field(init=False)

@@ -63,6 +63,18 @@ def test_a_sign_optimizer_has_no_eps_to_starve_on():
     assert codes(clipped(healthy("sign"), 1e-9)) == ["clip-always"]
 
 
+def test_a_clip_on_its_way_to_eps_is_told_to_rise():
+    run = clipped(healthy(), 2e-6)
+    found = first(run)
+    assert found.code == "clip-always"
+    assert found.advice.startswith(f"Raise it to {found.evidence['alike_low']:.2g}"[:15])
+
+
+def test_only_who_has_an_eps_is_told_of_it():
+    assert "eps" not in first(clipped(healthy("sign"), 0.1)).sentence
+    assert "eps" in first(clipped(healthy(), 0.1)._replace(layers=None)).sentence
+
+
 def test_small_gradients_without_a_clip_are_no_clip_below_eps():
     run = healthy()
     for name in run.layers.names:
@@ -81,9 +93,7 @@ def test_with_sgd_a_clip_is_a_cut_of_the_rate(max_norm, severity):
     assert found.evidence["mean_factor"] == pytest.approx(run.scalars.factor.mean())
     assert f"{found.evidence['mean_factor']:.3g} of the configured rate" in found.sentence
     assert found.evidence["suggested_lr"] == pytest.approx(0.1 * found.evidence["mean_factor"])
-    assert found.evidence["suggested_max_norm"] == pytest.approx(
-        np.percentile(run.scalars.grad_norm_before[30:], 95)
-    )
+    assert found.evidence["suggested_max_norm"] == pytest.approx(np.percentile(run.scalars.grad_norm_before[30:], 95))
 
 
 def test_a_small_cut_is_a_note_and_adam_has_none():
@@ -186,6 +196,13 @@ def test_an_honest_large_tensor_is_no_hog():
     large = run.layers._replace(sizes=(1_000_000, *run.layers.sizes[1:]))
     grads(run, "embed.weight", 18.0)
     assert "dominated" not in codes(clipped(run._replace(layers=large), 1.0))
+
+
+def test_most_of_a_small_net_is_not_a_few():
+    run = healthy("sgd")
+    for name in ("net.0.weight", "net.0.bias", "net.2.bias", "head.bias"):
+        column(run, "before", name)[:] = column(run, "after", name)[:] = 0.0  # a dead path has no step to lose
+    assert "dominated" not in codes(clipped(run, 0.01))
 
 
 def test_nobody_is_scaled_down_by_a_clip_of_layers():

@@ -42,13 +42,13 @@ def detect(seen: Measured) -> list[Finding]:
         bad = f"; the validation loss is {val:.3g} where training is at {loss.last:.3g}" if gap else ""
         sentence = f"BatchNorm's running means are {shift:.2g} standard deviations from those of the batches{bad}."
         advice = (
-            f"{precise}; look at `momentum` (0.1 is usual) and at a learning rate that moves the layers before it "
-            "too fast."
+            f"{precise}; look at `momentum` (0.1 is usual) and at a learning rate that moves the layers before it too "
+            "fast."
         )
     elif facts.batch_size and facts.batch_size <= _SMALL:
         sentence = (
-            f"BatchNorm normalises over {facts.batch_size} sample{'' if facts.batch_size == 1 else 's'} per batch: "
-            "its statistics are mostly noise."
+            f"BatchNorm normalises over {facts.batch_size} sample{'' if facts.batch_size == 1 else 's'} per batch: its "
+            "statistics are mostly noise."
         )
         advice = (
             "Use `nn.GroupNorm(32, channels)` or larger batches; with several processes "

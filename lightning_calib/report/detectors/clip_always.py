@@ -49,15 +49,23 @@ def _note(one: Clipper, seen: Measured) -> Finding:
     sentence += (
         f", and {optimizer} divides the scale of the gradient out again: the value of the threshold hardly matters"
     )
-    if np.isfinite(lowest) and (low < lowest or not np.isfinite(low)):
+    if np.isfinite(lowest):
         evidence["alike_high"] = lowest
-        floor = f" and above {decimal(low)}" if np.isfinite(low) else ""
-        evidence |= {"alike_low": low} if np.isfinite(low) else {}
+    advice = f"Nothing has to be done; {only}"
+    if np.isfinite(lowest) and low < lowest:
+        evidence["alike_low"] = low
         sentence += (
-            f" below {decimal(lowest)}, the lowest norm of the last {seen.window:,} steps,{floor}" if floor else ""
+            f" between {decimal(low)}, below which the eps of {optimizer} shows, and {decimal(lowest)}, the lowest "
+            "norm of "
+            f"the last {seen.window:,} steps."
         )
-    sentence += f", unless it is so low that the eps of {optimizer} drowns the gradient."
-    return Finding("clip-always", "note", sentence, f"Nothing has to be done; {only}", evidence)
+        if one.max_norm is not None and one.max_norm < low:
+            advice = f"Raise it to {decimal(low)} or more, where eps does not show; {only}"
+    elif "sign" in seen.kinds:
+        sentence += "."
+    else:
+        sentence += f", unless it is so low that the eps of {optimizer} drowns the gradient."
+    return Finding("clip-always", "note", sentence, advice, evidence)
 
 
 def _capital(text: str) -> str:

@@ -59,8 +59,7 @@ def detect(seen: Measured) -> list[Finding]:
     if not clippers or layers is None or tensors is None:
         return []
     size, before, eps = _sides(seen)
-    factor = tensors.after / tensors.rms
-    after = before * factor
+    after = before * tensors.after / np.where(tensors.rms > 0, tensors.rms, np.nan)
     known = np.isfinite(after) & (eps > 0) & (before > 0)
     if not known.any():
         return []
@@ -89,7 +88,6 @@ def detect(seen: Measured) -> list[Finding]:
     )
     advice = (
         f"Clip no lower than {decimal(low)}, or only outliers: `GradientClip({decimal(seen.high)})`, the 95th "
-        "percentile "
-        f"of the norms of the last {seen.window:,} steps."
+        f"percentile of the norms of the last {seen.window:,} steps."
     )
     return [Finding("clip-below-eps", "act", sentence, advice, evidence, layers=names)]

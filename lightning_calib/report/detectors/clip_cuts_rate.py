@@ -52,8 +52,8 @@ def detect(seen: Measured) -> list[Finding]:
     who = " and ".join(one.name for one in clippers)
     rate = f"{left:.3g} of the configured rate ({times(1 / left)} times lower)"
     sentence = (
-        f"{who} {'clip' if len(clippers) > 1 else 'clips'} so often that with {seen.run.facts.optimizer} the "
-        f"learning rate is cut to {rate} on average."
+        f"{who} {'clip' if len(clippers) > 1 else 'clips'} so often that with {seen.run.facts.optimizer} the learning "
+        f"rate is cut to {rate} on average."
     )
     advice = (
         f"Clip outliers only: `GradientClip({decimal(seen.high)})`, the 95th percentile of the norms of the last "

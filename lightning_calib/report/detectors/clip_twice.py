@@ -24,8 +24,7 @@ def detect(seen: Measured) -> list[Finding]:
     (first, rate), (second, rate_second) = often[:2]
     sentence = (
         f"The gradient is clipped twice: {first.name} reduced it on {percent(rate)} of the steps, and {second.name} "
-        "what "
-        f"was left on {percent(rate_second)}."
+        f"what was left on {percent(rate_second)}."
     )
     lower = min((one for one, _ in often[:2]), key=lambda one: one.max_norm or float("inf"))
     keep = f"the lower one, {lower.name}, decides alone" if lower.max_norm is not None else "one is enough"

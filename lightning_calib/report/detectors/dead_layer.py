@@ -43,7 +43,6 @@ def detect(seen: Measured) -> list[Finding]:
     )
     advice = (
         f"Look at the output of the module of `{dead[0]}`: dead ReLUs (use `nn.LeakyReLU(0.01)` or a lower learning "
-        "rate), "
-        "a mask that hides it, a multiplication by zero, or a `detach`."
+        "rate), a mask that hides it, a multiplication by zero, or a `detach`."
     )
     return [Finding("dead-layer", "look", sentence, advice, {"parameters": float(len(dead))}, layers=dead, steps=steps)]

@@ -5,7 +5,8 @@ Looks at: what came before the first inf or nan; the loss at its best, at its en
 - A gradient or the loss was not finite, and before that the loss had risen by more than 10 standard deviations of its
   noise above its start, or the norm had risen tenfold above its first values and kept rising, or a step had changed the
   weights by more than their own norm. Ten deviations, because training losses have heavy tails: 5 occur by chance.
-  Tenfold, because the norm of a healthy run wanders by several times.
+  Tenfold, because the norm of a healthy run wanders by several times. Not where every such step was skipped and the
+  loss is finite at the end: then it was survived.
 - The loss had fallen by more than 5 deviations below its start, ends by more than 10 above it, and does not come back
   (it is not below half of what it reached).
 
@@ -30,7 +31,9 @@ _ENOUGH = 4  # norms of healthy steps that a threshold can be taken from
 def detect(seen: Measured) -> list[Finding]:
     """A finding where training blew up."""
     row = first_bad_row(seen)
-    found = _grew(seen, row) if row is not None and seen.run.counts.skipped < seen.run.counts.steps else None
+    counts = seen.run.counts
+    survived = counts.skipped >= counts.nonfinite and bool(np.isfinite(seen.loss.last))  # a guard dropped every one
+    found = _grew(seen, row) if row is not None and not survived else None
     found = found or _lost(seen)
     if found is None:
         return []

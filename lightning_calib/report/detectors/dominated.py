@@ -3,12 +3,12 @@
 Looks at: rows of layers of the last half on which a clip of the whole gradient acted (one coefficient for all tensors;
 a clip by layers has nobody to scale down for others). Speaks where on half or more of those rows, three at least,
 
-- one to three tensors make more than 90 % of the squared norm. Then the others' norm is below a third of the whole:
-  they alone would hardly be clipped;
+- one to three tensors, one in five at most, make more than 90 % of the squared norm. Then the others' norm is below a
+  third of the whole: they alone would hardly be clipped;
 - the others would keep more than 3 times as much of their gradient if they were clipped alone: the same half decade by
   which rates are searched;
-- they are not simply most of the model: the others hold a tenth of the elements or more, and the gradient of the
-  dominating ones is at least 3 times as large as the others' per element, or beside their weights.
+- they are not simply most of the model: the others that get a gradient hold a tenth of the elements or more, and the
+  gradient of the dominating ones is at least 3 times as large as the others' per element, or beside their weights.
 
 With SGD that is a lower rate for the others. Adam and its kin divide a constant factor out again: there it counts only
 against the other steps (it comes now and then, and the others then miss that step). An honest large tensor is compared
@@ -32,7 +32,8 @@ from lightning_calib.report.wording import count, decimal, listed, percent
 CODES = ("dominated",)
 _SHARE = 0.9
 _TIMES = 3.0
-_MOST = 3  # tensors are "a few"
+_MOST = 3  # tensors are "a few", and at most ...
+_ONE_IN = 5  # ... one in so many; one is always
 _REST = 0.1  # of the elements
 _ROWS = 3
 _CLIPPED = 0.98  # what is left; more is rounding, or nothing to speak of
@@ -65,8 +66,8 @@ def detect(seen: Measured) -> list[Finding]:
     usual = f", usually {percent(hog.usual)}" if np.isfinite(hog.usual) else ""
     scaled = f"the other {count(others, 'tensor')} {'was' if others == 1 else 'were'} scaled by {hog.kept:.2g} for it"
     sentence = (
-        f"On clipped steps {listed(names)} {'was' if len(names) == 1 else 'were'} {percent(hog.share)} of the "
-        f"squared norm{usual}; {scaled}."
+        f"On clipped steps {listed(names)} {'was' if len(names) == 1 else 'were'} {percent(hog.share)} of the squared "
+        f"norm{usual}; {scaled}."
     )
     fixed = next((one.max_norm for one in clippers if one.max_norm is not None), None)
     own = _own_norms(layers, hog)
@@ -107,7 +108,7 @@ def _find(layers: Layers, *, scale_free: bool) -> _Hog | None:
     if len(clipped) < _ROWS:
         return None
     shares = np.divide(square, total[:, None], out=np.zeros_like(square), where=whole[:, None])
-    order = np.argsort(shares[clipped].mean(axis=0))[::-1][:_MOST]
+    order = np.argsort(shares[clipped].mean(axis=0))[::-1][: max(1, min(_MOST, len(layers.names) // _ONE_IN))]
     for few in range(1, len(order) + 1):
         hog = order[:few]
         found = _judge(layers, hog, half, shares[:, hog].sum(axis=1), factor, total, left, clipped, whole, scale_free)
@@ -148,11 +149,12 @@ def _judge(
 
 def _stands_out(layers: Layers, hog: NDArray[np.intp], share: float) -> bool:
     """Whether the others are a tenth of the elements or more, and the few stand out beside their size or weights."""
-    sizes = np.array(layers.sizes, float)
-    if not (sizes > 0).all():
+    alive = (layers.before[len(layers.step) // 2 :] > 0).any(axis=0)
+    sizes = np.where(alive, layers.sizes, 0.0)
+    if not sizes[alive].all():
         return True  # sizes are not known
     mine = sizes[hog].sum() / sizes.sum()
-    square = np.square(np.max(np.where(np.isfinite(layers.weight), layers.weight, 0.0), axis=0, initial=0.0))
+    square = alive * np.square(np.max(np.where(np.isfinite(layers.weight), layers.weight, 0.0), axis=0, initial=0.0))
     heavy = max(square[hog].sum(), 1e-300) / max(square.sum(), 1e-300)
     odds = share / max(1 - share, 1e-12)
     ratio = odds * max((1 - mine) / mine, (1 - heavy) / heavy)

@@ -42,8 +42,7 @@ def detect(seen: Measured) -> list[Finding]:
         decades, first, last = found
         sentence = (
             f"The gradient explodes over depth: per element it is {10**decades:.2g} times as large at "
-            f"`{layers.names[first]}` "
-            f"as at `{layers.names[last]}`, over "
+            f"`{layers.names[first]}` as at `{layers.names[last]}`, over "
             f"{count(int(tensors.matrix.sum()), 'matrix').replace('matrixs', 'matrices')}."
         )
         advice = (
@@ -68,13 +67,11 @@ def _chaotic(seen: Measured) -> list[Finding]:
     value, name = float(sensitivity[worst]), layers.names[worst]
     sentence = (
         f"The gradient explodes: that of `{name}` is so large that a change by {1 / value:.1g} of its norm could "
-        "change the "
-        "loss by all of it."
+        "change the loss by all of it."
     )
     advice = (
         "Lower the gain of the initialisation (`nn.init.kaiming_normal_`), put `nn.LayerNorm` between the layers, or "
-        "clip to "
-        f"the usual norm: `GradientClip({decimal(seen.high)})`."
+        f"clip to the usual norm: `GradientClip({decimal(seen.high)})`."
     )
     evidence = {"sensitivity": value, "suggested_max_norm": seen.high, "window": float(seen.window)}
     return [Finding("exploding", "look", sentence, advice, evidence, layers=(name,))]

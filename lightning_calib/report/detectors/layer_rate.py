@@ -66,8 +66,8 @@ def _faster(seen: Measured, able: np.ndarray[tuple[int], np.dtype[np.intp]]) -> 
     if rate is not None and set_apart:
         evidence |= {"lr": rate, "suggested_lr": rate / ratio}
         advice = (
-            f"If that is not meant, lower the rate of its parameter group: `lr={decimal(rate / ratio)}` moves it "
-            "like the others"
+            f"If that is not meant, lower the rate of its parameter group: `lr={decimal(rate / ratio)}` moves it like "
+            "the others"
         )
     elif rate is not None:
         evidence |= {"lr": rate, "suggested_lr": rate / ratio}

@@ -1,9 +1,9 @@
 """A lasting shift: from some step on the loss is worse, and stays so.
 
-Looks at: the row that splits the run's log norms best, and the one that splits its losses best, four rows or more on
-either side. Speaks where the loss *rose* there and stays: nine tenths of the rows behind it are above nine tenths of
-the 50 before it, the medians differ by more than 10 standard deviations of the noise before it (heavy tails reach 5 by
-chance), and
+Looks at: the row at which the loss rises most, from the eight rows before it to the eight from it on, and the one at
+which the log norm changes most; four rows where the run has fewer than 32. Speaks where the loss *rose* there and
+stays: nine tenths of all rows behind it are above nine tenths of those before it, and above their median by more than
+10 standard deviations of their noise (heavy tails reach 5 by chance), and
 
 - the level of the norm changed, too, by more than 3 times (three times the running level is where a spike guard may
   begin) and 5 deviations; with fewer than 8 rows on a side, which do not know their spread, by 10 times; or
@@ -25,7 +25,6 @@ from lightning_calib.report.wording import times as times_of
 CODES = ("level-shift",)
 _ROWS = 4
 _KNOWN = 8
-_BEFORE = 50
 _TIMES = 3.0
 _TENFOLD = 10.0
 _DEVIATIONS = 5.0
@@ -41,10 +40,11 @@ def detect(seen: Measured) -> list[Finding]:
     if len(good) < 2 * _ROWS or seen.run.facts.optimizers > 1:
         return []
     logs, loss = np.log(scalars.grad_norm_before[good]), scalars.loss[good]
-    split = next((one for one in (_split(loss), _split(logs)) if _worse(loss, one) and _shifted(logs, loss, one)), None)
+    splits = (_rise(loss), _rise(logs), _rise(-logs))
+    split = next((one for one in splits if _worse(loss, one) and _shifted(logs, loss, one)), None)
     if split is None:
         return []
-    before, after = slice(max(0, split - _BEFORE), split), slice(split, None)
+    before, after = slice(max(0, split - _KNOWN), split), slice(split, None)
     step, level = int(scalars.step[good[split]]), float(np.exp(np.median(logs[after])))
     times = level / float(np.exp(np.median(logs[before])))
     was, now = float(np.median(loss[before])), float(np.median(loss[after]))
@@ -52,14 +52,13 @@ def detect(seen: Measured) -> list[Finding]:
     when = f"From step {step:,} on" if step - since <= 1 else f"From between steps {since:,} and {step:,} on"
     sentence = (
         f"{when} the loss is higher and stays so ({was:.3g} before, {now:.3g} since), and the gradient norm is at "
-        f"{level:.3g}, "
-        f"{times_of(times)} times its level before."
+        f"{level:.3g}, {times_of(times)} times its level before."
     )
     advice = (
         "Look what changed there: the data, the learning rate (`calib/lr_effective`), what is frozen; if it was one "
         "bad "
-        'update, start again from a checkpoint before it: `trainer.fit(model, ckpt_path="...")`, with a lower rate '
-        "or a clip."
+        'update, start again from a checkpoint before it: `trainer.fit(model, ckpt_path="...")`, with a lower rate or '
+        "a clip."
     )
     evidence = {"change": times, "loss_before": was, "loss_last": now, "norm": level}
     return [Finding("level-shift", "look", sentence, advice, evidence, steps=(step, int(scalars.step[-1])))]
@@ -67,7 +66,7 @@ def detect(seen: Measured) -> list[Finding]:
 
 def _worse(loss: Floats, split: int) -> bool:
     """Whether the loss rose at the split, clear of its noise, and is still up at the end."""
-    before, after = loss[max(0, split - _BEFORE) : split], loss[split:]
+    before, after = loss[max(0, split - _KNOWN) : split], loss[split:]
     rise = _LOSS_DEVIATIONS * noise_of(before)
     floor = max(float(np.percentile(before, 90)), float(np.median(before)) + rise)
     return float(np.percentile(after, 10)) > floor and float(np.median(after[-_ROWS:])) > floor
@@ -75,7 +74,7 @@ def _worse(loss: Floats, split: int) -> bool:
 
 def _shifted(logs: Floats, loss: Floats, split: int) -> bool:
     """Whether the norm's level changed, or the loss at least doubled."""
-    before, after = slice(max(0, split - _BEFORE), split), slice(split, None)
+    before, after = slice(max(0, split - _KNOWN), split), slice(split, None)
     change = abs(float(np.median(logs[after]) - np.median(logs[before])))
     spread = max(deviation(logs[before]), deviation(logs[after]))
     times = _TIMES if min(split, len(logs) - split) >= _KNOWN else _TENFOLD
@@ -83,9 +82,8 @@ def _shifted(logs: Floats, loss: Floats, split: int) -> bool:
     return (change > np.log(times) and change > _DEVIATIONS * spread) or (was > 0 and now > _TWICE * was)
 
 
-def _split(values: Floats) -> int:
-    """Where the means of the two sides differ most, in standard errors of equal variance."""
-    total, n = np.cumsum(values), len(values)
-    k = np.arange(_ROWS, n - _ROWS + 1)
-    left, right = total[k - 1] / k, (total[-1] - total[k - 1]) / (n - k)
-    return int(k[np.argmax(np.abs(left - right) * np.sqrt(k * (n - k)))])
+def _rise(values: Floats) -> int:
+    """The row from which on the mean of some rows is furthest above that of as many before."""
+    rows = _KNOWN if len(values) >= 4 * _KNOWN else _ROWS
+    sums = np.convolve(values, np.ones(rows), "valid")
+    return int(np.argmax(sums[rows:] - sums[:-rows])) + rows

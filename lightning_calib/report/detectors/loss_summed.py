@@ -34,13 +34,11 @@ def detect(seen: Measured) -> list[Finding]:
         return []
     sentence = (
         f"The loss looks like a sum over the batch: it starts at {first:.4g}, which is {batch:,} samples times "
-        f"{each:.3g}, "
-        f"and ln {classes:,} = {chance:.3g} is where one sample starts."
+        f"{each:.3g}, and ln {classes:,} = {chance:.3g} is where one sample starts."
     )
     advice = (
         f'Take the mean (`reduction="mean"`); if the rate was tuned to the sum, multiply it by {batch:,} with SGD: '
-        "rates and "
-        "clipping thresholds then no longer depend on the batch size."
+        "rates and clipping thresholds then no longer depend on the batch size."
     )
     evidence = {"loss_first": first, "loss_per_sample": each, "batch_size": float(batch)}
     return [Finding("loss-summed", "look", sentence, advice, evidence)]

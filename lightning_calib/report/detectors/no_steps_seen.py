@@ -16,7 +16,7 @@ def detect(seen: Measured) -> list[Finding]:
         return []
     advice = (
         "With automatic optimization a step comes every `accumulate_grad_batches` batches; with manual optimization "
-        "call "
-        "`self.manual_backward(loss)` and the `step()` of `self.optimizers()`, not of torch's optimizer behind it."
+        "call `self.manual_backward(loss)` and the `step()` of `self.optimizers()`, not of torch's optimizer behind "
+        "it."
     )
     return [Finding("no-steps-seen", "look", "No optimizer step has been seen yet.", advice, {"steps": 0.0})]

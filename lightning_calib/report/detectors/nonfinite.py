@@ -65,8 +65,7 @@ def detect(seen: Measured) -> list[Finding]:
     if skipped:
         advice = (
             "Look at the batch: NonFiniteGuard's `save_batch_to` keeps it. Look for a division, a logarithm or a "
-            "square "
-            "root at zero, and for bad data."
+            "square root at zero, and for bad data."
         )
     evidence = {"nonfinite": float(counts.nonfinite), "skipped": float(counts.skipped), "steps": float(counts.steps)}
     severity = "look" if skipped else "act"

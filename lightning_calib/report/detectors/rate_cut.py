@@ -13,7 +13,7 @@ rule, no finding).
 import numpy as np
 
 from lightning_calib.report.finding import Finding
-from lightning_calib.report.measured import Measured, finite
+from lightning_calib.report.measured import Measured
 from lightning_calib.report.wording import decimal, percent, times
 
 CODES = ("rate-cut",)
@@ -27,7 +27,8 @@ def rate_factor(seen: Measured) -> float:
     """Median of the recent window of the effective rate over the scheduler's; nan if not known."""
     scalars = seen.run.scalars
     lr, effective = scalars.lr[seen.recent], scalars.lr_effective[seen.recent]
-    known = finite(np.divide(effective, lr, out=np.full(len(lr), np.nan), where=lr > 0))
+    whole = np.isfinite(lr) & np.isfinite(effective) & (lr > 0)
+    known = effective[whole] / lr[whole]
     return float(np.median(known)) if len(known) else float("nan")
 
 
@@ -42,8 +43,7 @@ def detect(seen: Measured) -> list[Finding]:
     who = " and ".join(rules)
     sentence = (
         f"{who} holds the learning rate at {percent(factor)} of what was set ({times(1 / max(factor, 1e-300))} times "
-        "lower), "
-        f"in the last {seen.window:,} steps."
+        f"lower), in the last {seen.window:,} steps."
     )
     advice = (
         f"Look why it fires (`calib/lr_effective`); give it a floor: `LearningRateControl({rules[0]}(), "

@@ -3,10 +3,10 @@
 Looks at: outcome times movement. |dw| / |w| alone does not tell: a healthy run peaks at 0.04 where one at 40 times its
 best rate shows 0.08, and one at 300 times 0.003 once it is flat. Speaks where all three hold:
 
-- not learned: the loss ends less than 3 standard deviations of its noise below its start, and no row in between was
-  more than 5 below it (what was learned and lost is `diverged`); or it ends less than a tenth below its start after two
-  rows or more stood 10 deviations above it (a classifier that knows the frequencies alone is a little better than an
-  untrained one; two rows, because one can be one bad batch);
+- not learned: the loss ends less than 3 standard deviations of its noise below its start, and was never more than 5
+  below it before it was largest (what was learned and lost is `diverged`); or it ends less than a tenth below its start
+  after two rows or more stood 10 deviations above it (a classifier that knows the frequencies alone is a little better
+  than an untrained one; two rows, because one can be one bad batch);
 - moved: the path of the weights is longer than a tenth of their norm. A run that moved less cannot have been ruined by
   its own steps, whatever the loss does;
 - thrown: the loss of a step was more than 10 deviations above its start (heavy tails reach 5 by chance), *or* a step

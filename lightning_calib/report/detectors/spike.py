@@ -101,8 +101,7 @@ def _finding(seen: Measured, times: float, row: int, usual: float, norm: float, 
     value = decimal(float(seen.high)) if np.isfinite(seen.high) else decimal(usual * 3)
     advice = (
         f"One such batch is noise, and `ZClip()` or `GradientClip({value})` takes it; look at the batch, and if the "
-        "loss "
-        "does not come back, lower the learning rate."
+        "loss does not come back, lower the learning rate."
     )
     evidence = {"times": times, "norm": norm, "loss_highest": high, "suggested_max_norm": seen.high}
     return Finding("spike", "look", sentence, advice, evidence, layers=layers, steps=(since, step))

@@ -49,14 +49,12 @@ def detect(seen: Measured) -> list[Finding]:
     worst, best = float(tensors.rms[order[0]]), float(rms.max())
     sentence = (
         f"The gradient vanishes on its way to {listed(names)}: {worst:.2g} per element where "
-        f"`{layers.names[int(rms.argmax())]}` "
-        f"gets {best:.2g}, and moves {'it' if len(names) == 1 else 'the first'} by {ratio[order[0]]:.1g} of its norm "
-        "in a step."
+        f"`{layers.names[int(rms.argmax())]}` gets {best:.2g}, and moves {'it' if len(names) == 1 else 'the first'} by "
+        f"{ratio[order[0]]:.1g} of its norm in a step."
     )
     advice = (
         "Give the gradient a way: residual connections, `nn.LayerNorm` between the layers, ReLU or GELU instead of "
-        "sigmoid and "
-        "tanh, an initialisation that keeps the variance (`nn.init.kaiming_normal_`)."
+        "sigmoid and tanh, an initialisation that keeps the variance (`nn.init.kaiming_normal_`)."
     )
     evidence = {"growth": worst / best, "update_ratio": float(ratio[order[0]]), "parameters": float(len(names))}
     return [Finding("vanishing", "look", sentence, advice, evidence, layers=names)]
