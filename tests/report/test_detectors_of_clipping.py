@@ -71,8 +71,8 @@ def test_a_clip_on_its_way_to_eps_is_told_to_rise():
 
 
 def test_only_who_has_an_eps_is_told_of_it():
-    assert "eps" not in first(clipped(healthy("sign"), 0.1)).sentence
-    assert "eps" in first(clipped(healthy(), 0.1)._replace(layers=None)).sentence
+    assert "the eps of" not in first(clipped(healthy("sign"), 0.1)).sentence
+    assert "the eps of" in first(clipped(healthy(), 0.1)._replace(layers=None)).sentence
 
 
 def test_small_gradients_without_a_clip_are_no_clip_below_eps():
