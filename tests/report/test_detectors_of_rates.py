@@ -231,6 +231,15 @@ def test_a_loss_that_grew_before_the_nan_has_diverged():
     assert "`lr=0.01`" in report.suggestion
 
 
+@pytest.mark.parametrize(("norm", "code"), [(1e12, "diverged"), (1e4, "nonfinite")])
+def test_where_the_first_row_is_bad_the_largest_finite_norm_tells(norm, code):
+    run = with_nan(healthy("sgd"), 0)
+    run.layers.before[:] = run.layers.after[:] = run.layers.update[:] = np.inf
+    run.scalars.grad_norm_max[0] = norm
+    run.scalars.grad_norm_max[1:] = np.nan
+    assert codes(run) == [code]
+
+
 def test_growth_that_a_guard_survived_is_no_divergence():
     run = healthy("sgd")
     run.scalars.loss[38] = run.scalars.loss_max[38] = 900.0

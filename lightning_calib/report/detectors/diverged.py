@@ -3,10 +3,11 @@
 Looks at: what came before the first inf or nan; the loss at its best, at its end and at its start. Speaks in two cases.
 
 - A gradient or the loss was not finite, and before that the loss had risen by more than 10 standard deviations of its
-  noise above its start, or the norm had risen tenfold above its first values and kept rising, or a step had changed the
-  weights by more than their own norm. Ten deviations, because training losses have heavy tails: 5 occur by chance.
-  Tenfold, because the norm of a healthy run wanders by several times. Not where every such step was skipped and the
-  loss is finite at the end: then it was survived.
+  noise above its start (training losses have heavy tails: 5 occur by chance), or the norm had risen tenfold above its
+  first values and kept rising (the norm of a healthy run wanders by several times), or a norm was more than 2^24 times
+  the first loss (the last bit of a weight near 1 then moves the loss by all of it), or a step had changed the weights
+  by more than their own norm. Not where every such step was skipped and the loss is finite at the end: that was
+  survived.
 - The loss had fallen by more than 5 deviations below its start, ends by more than 10 above it, and does not come back
   (it is not below half of what it reached).
 
@@ -20,11 +21,13 @@ from lightning_calib.report.detectors.nonfinite import first_bad_row
 from lightning_calib.report.finding import Finding
 from lightning_calib.report.loss_course import noise_of, step_noise
 from lightning_calib.report.measured import Measured
+from lightning_calib.report.run import Floats
 from lightning_calib.report.wording import decimal
 
 CODES = ("diverged",)
 _DEVIATIONS = 10.0
 _TIMES = 10.0
+_BITS = 2.0**24  # of a float32
 _ENOUGH = 4  # norms of healthy steps that a threshold can be taken from
 
 
@@ -66,7 +69,7 @@ def _grew(seen: Measured, row: int) -> tuple[str, int] | None:
     """What grew before the first row that was not finite, and the row."""
     scalars, loss = seen.run.scalars, seen.loss
     end = "then the gradient was inf or nan" if seen.run.counts.nonfinite else "then it was inf or nan"
-    highs = np.fmax(scalars.loss_max[: row + 1], scalars.loss[: row + 1])
+    highs = _largest(scalars.loss_max, scalars.loss)[: row + 1]
     highs = highs[np.isfinite(highs)]
     before = scalars.loss[:row]
     noise = noise_of(before[np.isfinite(before)][: max(4, row // 2)]) * seen.steps_per_row**0.5
@@ -75,18 +78,25 @@ def _grew(seen: Measured, row: int) -> tuple[str, int] | None:
     if len(highs) and np.isfinite(loss.first) and highs.max() > loss.first + _DEVIATIONS * noise:
         rose = f"rose from {loss.first:.3g} to {highs.max():.3g} by step {step:,}"
         return f"Training diverged: the loss {rose}, {end}.", row
-    norms = np.fmax(scalars.grad_norm_max[: row + 1], scalars.grad_norm_before[: row + 1])
+    norms = _largest(scalars.grad_norm_max, scalars.grad_norm_before)[: row + 1]
     norms = norms[np.isfinite(norms) & (norms > 0)]
     usual = float(np.median(norms[: max(1, len(norms) // 2)])) if len(norms) else float("nan")
     if len(norms) >= 4 and norms[-1] > _TIMES * usual and norms[-2] > _TIMES**0.5 * usual:
         rose = f"rose from {usual:.3g} to {norms[-1]:.3g} by step {step:,}"
         return f"Training diverged: the gradient norm {rose}, {end}.", row
+    if len(norms) and np.isfinite(loss.first) and norms.max() > _BITS * abs(loss.first) > 0:
+        return f"Training diverged: the gradient norm reached {norms.max():.3g} by step {step:,}, {end}.", row
     ratios = scalars.update_ratio[: row + 1]
     thrown = np.flatnonzero(ratios > 1)
     if len(thrown):
         at = f"at step {int(scalars.step[thrown[0]]):,} a step was {ratios[thrown[0]]:.3g} times as long as the weights"
         return f"Training diverged: {at}, {end}.", row
     return None
+
+
+def _largest(one: Floats, other: Floats) -> Floats:
+    """The larger finite number of each row."""
+    return np.fmax(np.where(np.isfinite(one), one, np.nan), np.where(np.isfinite(other), other, np.nan))
 
 
 def _lost(seen: Measured) -> tuple[str, int] | None:
