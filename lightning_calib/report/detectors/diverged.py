@@ -4,10 +4,10 @@ Looks at: what came before the first inf or nan; the loss at its best, at its en
 
 - A gradient or the loss was not finite, and before that the loss had risen by more than 10 standard deviations of its
   noise above its start (training losses have heavy tails: 5 occur by chance), or the norm had risen tenfold above its
-  first values and kept rising (the norm of a healthy run wanders by several times), or a norm was more than 2^24 times
-  the first loss (the last bit of a weight near 1 then moves the loss by all of it), or a step had changed the weights
-  by more than their own norm. Not where every such step was skipped and the loss is finite at the end: that was
-  survived.
+  first values in one of the last three rows, and half as many decades in another (the norm of a healthy run wanders by
+  several times), or a norm was more than 2^24 times the first loss (the last bit of a weight near 1 then moves the loss
+  by all of it), or a step had changed the weights by more than their own norm. Not where every such step was skipped
+  and the loss is finite at the end: that was survived.
 - The loss had fallen by more than 5 deviations below its start, ends by more than 10 above it, and does not come back
   (it is not below half of what it reached).
 
@@ -81,8 +81,9 @@ def _grew(seen: Measured, row: int) -> tuple[str, int] | None:
     norms = _largest(scalars.grad_norm_max, scalars.grad_norm_before)[: row + 1]
     norms = norms[np.isfinite(norms) & (norms > 0)]
     usual = float(np.median(norms[: max(1, len(norms) // 2)])) if len(norms) else float("nan")
-    if len(norms) >= 4 and norms[-1] > _TIMES * usual and norms[-2] > _TIMES**0.5 * usual:
-        rose = f"rose from {usual:.3g} to {norms[-1]:.3g} by step {step:,}"
+    *_, second, highest = sorted(norms[-3:]) if len(norms) >= 4 else (0.0, 0.0)  # one can be one bad batch
+    if highest > _TIMES * usual and second > _TIMES**0.5 * usual:
+        rose = f"rose from {usual:.3g} to {highest:.3g} by step {step:,}"
         return f"Training diverged: the gradient norm {rose}, {end}.", row
     if len(norms) and np.isfinite(loss.first) and norms.max() > _BITS * abs(loss.first) > 0:
         return f"Training diverged: the gradient norm reached {norms.max():.3g} by step {step:,}, {end}.", row
