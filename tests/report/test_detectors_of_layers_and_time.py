@@ -190,9 +190,32 @@ def test_a_spike_of_norm_and_loss_is_named_with_step_and_layer(rows):
     assert "ZClip()" in found.advice
 
 
+def test_a_spike_tells_whether_the_loss_came_back():
+    run = spiked()
+    run.scalars.loss[41:] += 1.5
+    run.scalars.loss_max[41:] += 1.5
+    assert codes(run) == ["spike", "level-shift"]
+    assert "the loss reached 50 and was at 1.9" in first(run).sentence
+    assert "the loss reached 50 and is the last" in first(spiked(row=59)).sentence
+
+
 def test_a_norm_alone_is_no_spike_and_the_start_is_none():
     assert codes(spiked(loss=False)) == []
     assert codes(spiked(row=1)) == []
+
+
+def test_a_spike_long_before_the_norm_rose_is_seen():
+    run = spiked(row=20)
+    run.scalars.grad_norm_before[30:] *= 100.0  # while the loss falls
+    run.scalars.grad_norm_max[30:] *= 100.0
+    assert codes(run) == ["spike"]
+
+
+def test_the_first_row_of_a_shift_is_no_spike():
+    run = shifted(50.0, 1.0)
+    run.scalars.grad_norm_max[40] *= 10
+    run.scalars.loss_max[40] = 90.0
+    assert codes(run) == ["level-shift"]
 
 
 def test_without_a_loss_only_a_hundred_times_is_a_spike():

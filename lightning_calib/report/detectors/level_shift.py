@@ -15,6 +15,7 @@ optimizers that work against each other shift for reasons of their own: silent t
 """
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lightning_calib.report.finding import Finding
 from lightning_calib.report.loss_course import deviation, noise_of
@@ -32,18 +33,37 @@ _LOSS_DEVIATIONS = 10.0
 _TWICE = 2.0
 
 
-def detect(seen: Measured) -> list[Finding]:
-    """A finding where the level changed for the worse and stayed."""
+def shift(seen: Measured) -> tuple[NDArray[np.intp], int] | None:
+    """The rows whose norm and loss are known, and which of them is the first after a shift; None without one."""
     scalars = seen.run.scalars
     whole = np.isfinite(scalars.grad_norm_before) & (scalars.grad_norm_before > 0) & np.isfinite(scalars.loss)
     good = np.flatnonzero(whole)
     if len(good) < 2 * _ROWS or seen.run.facts.optimizers > 1:
-        return []
+        return None
     logs, loss = np.log(scalars.grad_norm_before[good]), scalars.loss[good]
     splits = (_rise(loss), _rise(logs), _rise(-logs))
     split = next((one for one in splits if _worse(loss, one) and _shifted(logs, loss, one)), None)
-    if split is None:
+    return (good, split) if split is not None else None
+
+
+def norm_rises(seen: Measured) -> set[int]:
+    """The row of a shift with which the norm rose, too, and the row before: a norm there is no spike, it stays up."""
+    found = shift(seen)
+    if found is None:
+        return set()
+    good, split = found
+    logs = np.log(seen.run.scalars.grad_norm_before[good])
+    rose = np.median(logs[split:]) - np.median(logs[max(0, split - _KNOWN) : split]) > np.log(_TIMES)
+    return {int(good[split]), int(good[split - 1])} if rose else set()
+
+
+def detect(seen: Measured) -> list[Finding]:
+    """A finding where the level changed for the worse and stayed."""
+    found, scalars = shift(seen), seen.run.scalars
+    if found is None:
         return []
+    good, split = found
+    logs, loss = np.log(scalars.grad_norm_before[good]), scalars.loss[good]
     before, after = slice(max(0, split - _KNOWN), split), slice(split, None)
     step, level = int(scalars.step[good[split]]), float(np.exp(np.median(logs[after])))
     times = level / float(np.exp(np.median(logs[before])))
@@ -55,10 +75,9 @@ def detect(seen: Measured) -> list[Finding]:
         f"{level:.3g}, {times_of(times)} times its level before."
     )
     advice = (
-        "Look what changed there: the data, the learning rate (`calib/lr_effective`), what is frozen; if it was one "
-        "bad "
-        'update, start again from a checkpoint before it: `trainer.fit(model, ckpt_path="...")`, with a lower rate or '
-        "a clip."
+        "Look what changed there: the data, the learning rate (`calib/lr_effective`), what is frozen. If it was one bad "
+        "update, start again from a checkpoint before it, "
+        '`trainer.fit(model, ckpt_path="...")`, with a lower rate or a clip.'
     )
     evidence = {"change": times, "loss_before": was, "loss_last": now, "norm": level}
     return [Finding("level-shift", "look", sentence, advice, evidence, steps=(step, int(scalars.step[-1])))]

@@ -11,15 +11,18 @@ median when it leaves a plateau, while its loss falls. Speaks where
 
 Six other rows at least, because the median and the deviation of six withstand two that are spoilt, and three before it,
 because the start of a run is no spike. Where no loss is known, or several optimizers work against each other, so that a
-loss means little, the norm has to be 100 times the usual. Not to be confused with a shift that stays (`level-shift`) or
-a run that never came back (`diverged`).
+loss means little, the norm has to be 100 times the usual. Not to be confused with the first row of a norm that stays up
+(`level-shift`; a norm that comes back is a spike, though the loss may stay up: then both are told), or with a run that
+never came back (`diverged`).
 """
 
 import numpy as np
 
+from lightning_calib.report.detectors.level_shift import norm_rises
 from lightning_calib.report.finding import Finding
 from lightning_calib.report.loss_course import deviation
 from lightning_calib.report.measured import Measured
+from lightning_calib.report.run import Floats
 from lightning_calib.report.wording import decimal, listed
 from lightning_calib.report.wording import times as times_of
 
@@ -43,10 +46,10 @@ def detect(seen: Measured) -> list[Finding]:
     highs = np.fmax(scalars.loss_max, scalars.loss)
     trusted = seen.run.facts.optimizers == 1 and np.isfinite(highs).sum() >= _ROWS
     logs = np.log(norms)
-    found = []
-    high = np.nanmedian(logs) if np.isfinite(logs).any() else np.nan
-    for row in map(int, np.flatnonzero(logs > high + np.log(_TIMES) / 2)):  # the others are none
-        if row < _START:
+    shifted = norm_rises(seen)
+    found, lowest = [], _lowest(logs)
+    for row in range(_START, len(logs)):
+        if row in shifted or not logs[row] > lowest[row] + np.log(_TIMES):
             continue
         others = np.arange(max(0, row - _BEFORE), row)
         if row < _ENOUGH:
@@ -69,7 +72,16 @@ def detect(seen: Measured) -> list[Finding]:
     return [_finding(seen, times, row, float(np.exp(usual)), float(norms[row]), len(found))]
 
 
-def _loss_jumped(past: np.ndarray[tuple[int], np.dtype[np.float64]], now: float) -> bool:
+def _lowest(logs: Floats) -> Floats:
+    """The lowest of the rows that each is compared with, or of more: what is not far above that is no spike."""
+    known = np.where(np.isfinite(logs), logs, np.inf)
+    padded = np.concatenate([np.full(_BEFORE, np.inf), known])
+    lowest: Floats = np.lib.stride_tricks.sliding_window_view(padded, _BEFORE + 1).min(axis=1)
+    lowest[:_ENOUGH] = known[:_BEFORE].min(initial=np.inf)
+    return lowest
+
+
+def _loss_jumped(past: Floats, now: float) -> bool:
     past = past[np.isfinite(past)]
     if len(past) < _ROWS or np.isnan(now):
         return False
@@ -89,13 +101,14 @@ def _finding(seen: Measured, times: float, row: int, usual: float, norm: float, 
     high = float(np.fmax(scalars.loss_max[row], scalars.loss[row]))
     followed = ""
     if np.isfinite(high):
-        later = scalars.loss[row + 1 : row + 9]
-        later = later[np.isfinite(later)]
-        back = (
-            len(later)
-            and float(np.median(later)) < (high + float(np.nanmedian(scalars.loss[max(0, row - 8) : row]))) / 2
+        before = scalars.loss[max(0, row - _ENOUGH) : row]
+        later = scalars.loss[row + 1 : row + 1 + _ENOUGH]
+        before, later = before[np.isfinite(before)], later[np.isfinite(later)]
+        was, now = (float(np.median(one)) if len(one) else float("nan") for one in (before, later))
+        back = now < was + (_LOSS_TIMES - 1) * abs(was)
+        followed = f"; the loss reached {high:.3g} and " + (
+            "came back" if back else f"was at {now:.3g} afterwards, {was:.3g} before" if len(later) else "is the last"
         )
-        followed = f"; the loss reached {high:.3g} and " + ("came back" if back else "has not come back")
     more = f"; {number - 1:,} more like it" if number > 1 else ""
     sentence = f"The gradient norm reached {norm:.3g} {when}, {times_of(times)} times the usual{named}{followed}{more}."
     value = decimal(float(seen.high)) if np.isfinite(seen.high) else decimal(usual * 3)
