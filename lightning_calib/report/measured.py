@@ -99,6 +99,14 @@ class Measured(NamedTuple):
         ratios = finite(self.run.scalars.update_ratio[self.recent])
         return float(np.median(ratios)) if len(ratios) else float("nan")
 
+    @property
+    def work(self) -> float:
+        """Sum of |g| |dw| over the run, by which the loss can have changed to first order; nan if not known."""
+        if self.tensors is not None and np.isfinite(self.tensors.reach):
+            return self.tensors.reach
+        products = finite(self.run.scalars.grad_norm_before * self.run.scalars.update_norm)
+        return float(products.mean()) * self.run.counts.steps if len(products) else float("nan")
+
     def of_matrices(self, values: Floats) -> Floats:
         """The finite values of the matrices."""
         return finite(values[self.tensors.matrix]) if self.tensors is not None else np.empty(0)

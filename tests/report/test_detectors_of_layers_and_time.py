@@ -91,7 +91,7 @@ def test_four_faults_in_one_model_are_named_and_nothing_else():
     run = run._replace(layers=run.layers._replace(dims=(2,) * 7))
     unused(kill(run, "dead.weight"), "extra.weight", "frozen.weight")
     run.layers.trainable[4] = False
-    column(run, "update", "head.weight")[:] *= 100
+    column(run, "update", "head.weight")[:] *= 300
     assert {one.code: one.layers for one in Report([run]).findings} == {
         "dead-layer": ("dead.weight",),
         "unused-parameter": ("extra.weight",),

@@ -102,6 +102,12 @@ def test_weights_that_hardly_move_have_too_low_a_rate(kind):
     assert "cannot have lowered the loss of 2.4 by more than" in found.sentence
 
 
+def test_a_loss_that_fell_by_more_than_can_be_was_not_slow():
+    run = slow()
+    run.scalars.loss[:] -= 0.3
+    assert "rate-too-low" not in codes(run)
+
+
 def test_it_is_seen_without_rows_of_layers():
     assert codes(slow()._replace(layers=None)) == ["rate-too-low"]
 
@@ -149,12 +155,12 @@ def test_a_rule_that_chooses_the_step_may_make_it_small_if_the_run_learns():
 # ---------------------------------------------------------------- layer-rate
 
 
-@pytest.mark.parametrize("times", [100.0, 20.0])
+@pytest.mark.parametrize("times", [300.0, 50.0])
 def test_one_layer_that_is_far_faster_by_both_measures_is_named(times):
     run = healthy("sgd")
     column(run, "update", "head.weight")[:] *= times
     found = Report([run]).findings
-    assert [one.code for one in found] == (["layer-rate"] if times > 30 else [])
+    assert [one.code for one in found] == (["layer-rate"] if times > 100 else [])
     if found:
         assert found[0].layers == ("head.weight",)
         assert "`head.weight` moves" in found[0].sentence

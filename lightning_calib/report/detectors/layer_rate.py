@@ -3,13 +3,14 @@
 Looks at: |dw| / |w| *and* |dw| per element of the matrices, in the median of the last half of the run. Both, because a
 weight that began at zero (LoRA's B, a gate) has an infinite ratio, and a small one a large ratio.
 
-- Faster: more than 30 times the median of the others, three at least, and 10 times the next. Recipes for fine-tuning
-  give the head up to ten times the rate; 30 is half a decade beyond. The next, because in a deep net each layer may be
-  some times faster than the one before it, and none stands out.
-- A group whose rate is set 30 times higher, or lower, than that of the median matrix, and whose matrices move 30 times
-  as far, or as little, per element, and in the same direction beside their norm (weights that moved far have grown, and
-  their ratio says less). Without such a setting slowness is not named: rows of an embedding that no batch touches make
-  it so (`vanishing` has the rest).
+- Faster: more than 100 times the median of the others, three at least, and 10 times the next. A decade or two between
+  layers are usual: size, fan-in, rows that are touched. The next, because in a deep net each layer may be some times
+  faster than the one before it, and none stands out.
+- A group whose rate is set 30 times (recipes for fine-tuning give the head up to ten times; 30 is half a decade beyond)
+  higher, or lower, than that of the median matrix, and whose matrices move 30 times as far, or as little, per element,
+  and in the same direction beside their norm (weights that moved far have grown, and their ratio says less). Without
+  such a setting slowness is not named: rows of an embedding that no batch touches make it so (`vanishing` has the
+  rest).
 
 Look is the most it deserves: a head 289 times faster than the rest trained as well as without. Not to be confused with
 a dead layer (left out of the others).
@@ -23,6 +24,7 @@ from lightning_calib.report.wording import decimal, listed
 from lightning_calib.report.wording import times as times_of
 
 CODES = ("layer-rate",)
+_USUAL = 100.0
 _TIMES = 30.0
 _NEXT = 10.0
 _OTHERS = 3
@@ -50,7 +52,7 @@ def _faster(seen: Measured, able: np.ndarray[tuple[int], np.dtype[np.intp]]) -> 
         tensors.ratio[top] / np.median(tensors.ratio[others]), tensors.step[top] / np.median(tensors.step[others])
     )
     following = min(tensors.ratio[top] / tensors.ratio[others].max(), tensors.step[top] / tensors.step[others].max())
-    if not (times > _TIMES and following > _NEXT):
+    if not (times > _USUAL and following > _NEXT):
         return []
     ratio = float(tensors.ratio[top] / np.median(tensors.ratio[others]))
     names = tuple(layers.names[i] for i in mine)

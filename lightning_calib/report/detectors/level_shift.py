@@ -75,8 +75,8 @@ def detect(seen: Measured) -> list[Finding]:
         f"{level:.3g}, {times_of(times)} times its level before."
     )
     advice = (
-        "Look what changed there: the data, the learning rate (`calib/lr_effective`), what is frozen. If it was one bad "
-        "update, start again from a checkpoint before it, "
+        "Look what changed there: the data, the learning rate (`calib/lr_effective`), what is frozen. If it was one "
+        "bad update, start again from a checkpoint before it, "
         '`trainer.fit(model, ckpt_path="...")`, with a lower rate or a clip.'
     )
     evidence = {"change": times, "loss_before": was, "loss_last": now, "norm": level}

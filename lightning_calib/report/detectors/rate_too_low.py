@@ -2,9 +2,9 @@
 
 Looks at: reach, the sum of |g| |dw| over all steps and tensors, over the first loss. By Cauchy and Schwarz the loss
 cannot, to first order, have fallen by more. Speaks where reach is below 2 % *and* the weights' path is below 1 % of
-their norm, after 100 steps at least: then neither the loss nor the weights can be told from those of the start (an
-evaluation is rarely repeatable to better than 2 %). A milder case is not named: a rate a hundred times too low can
-reach 13 %, and a healthy fine-tuning as little.
+their norm, after 100 steps at least, and where the loss has indeed not fallen by more: then neither the loss nor the
+weights can be told from those of the start (an evaluation is rarely repeatable to better than 2 %). A milder case is
+not named: a rate a hundred times too low can reach 13 %, and a healthy fine-tuning as little.
 
 Silent in a warm-up (the rate is still rising), in a second fit on trained weights (`earlier`), where the first loss is
 not above zero (a log-likelihood has no scale), and where a clip, a rule or a dead layer explains it. Not to be confused
@@ -21,6 +21,7 @@ CODES = ("rate-too-low",)
 _REACH = 0.02
 _MOVED = 0.01
 _STEPS = 100
+_NOISE = 3.0
 
 
 def detect(seen: Measured) -> list[Finding]:
@@ -28,8 +29,9 @@ def detect(seen: Measured) -> list[Finding]:
     steps, loss, moved = seen.run.counts.steps, seen.loss, seen.moved
     if steps < _STEPS or seen.run.counts.earlier or not loss.first > 0 or _warming_up(seen):
         return []
-    reach = _work(seen) / loss.first
-    if not (reach < _REACH and moved < _MOVED) or loss.learned:
+    reach = seen.work / loss.first
+    fell = loss.first - loss.last > _REACH * loss.first + _NOISE * loss.noise
+    if not (reach < _REACH and moved < _MOVED) or fell:
         return []
     evidence = {"reach": reach, "moved": moved, "loss_first": loss.first, "loss_last": loss.last, "lr": seen.lr}
     times = 10 ** round(np.log10(1 / max(reach, 1e-3)))
@@ -44,15 +46,6 @@ def detect(seen: Measured) -> list[Finding]:
         f"norm, which cannot have lowered the loss of {loss.first:.3g} by more than {percent(reach)}."
     )
     return [Finding("rate-too-low", "look", sentence, advice, evidence)]
-
-
-def _work(seen: Measured) -> float:
-    """Sum of |g| |dw| over the run; of the whole gradient where the layers are not known."""
-    if seen.tensors is not None and np.isfinite(seen.tensors.reach):
-        return seen.tensors.reach
-    scalars = seen.run.scalars
-    work = finite(scalars.grad_norm_before * scalars.update_norm)
-    return float(work.mean()) * seen.run.counts.steps if len(work) else float("nan")
 
 
 def _warming_up(seen: Measured) -> bool:
