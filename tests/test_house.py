@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "report": {"numpy"},
     "tensorboard": {"numpy", "tensorboard", "werkzeug", "report"},
     "steps": ENGINE,
-    "fit": ENGINE | {"lightning"},
+    "fit": ENGINE | {"lightning", "numpy", "report"},
     "incidents": ENGINE,
     "dashboard": ENGINE | {"tensorboard", "report"},
     "callbacks": ENGINE | {"lightning", "report", "fit", "incidents", "dashboard"},

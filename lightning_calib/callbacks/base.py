@@ -132,7 +132,7 @@ class CalibratedCallback(PublicCallback, Participant):
     ) -> None:
         """Write the row, if one is due."""
         if self._session is not None and self is self._session.first:
-            self._session.end_batch()
+            self._session.end_batch(outputs)
 
     def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Leave the session."""

@@ -5,18 +5,24 @@ from contextlib import suppress
 from typing import Any
 
 import lightning.pytorch as pl
+from torch import Tensor
 
 from lightning_calib.callbacks.base import CalibratedCallback
 from lightning_calib.fit.messages import say, warn
-from lightning_calib.fit.participant import FitStart, Needs, TabRecorder
-from lightning_calib.fit.session import Session
+from lightning_calib.fit.participant import FitStart, Needs
+from lightning_calib.fit.row_keeper import RowKeeper
+from lightning_calib.fit.row_recorder import RowRecorder
+from lightning_calib.fit.run_course import RunCourse
+from lightning_calib.fit.run_facts import facts_text
+from lightning_calib.fit.run_numbers import clippers
 from lightning_calib.functional.checks import check_count, check_flag
+from lightning_calib.functional.dtensor import whole
 from lightning_calib.functional.saved_state import restored
-from lightning_calib.report.summary import Clipper, Facts, summarise
+from lightning_calib.report.report import Report
+from lightning_calib.report.run import Run
 from lightning_calib.steps.gradient_view import GradientView
 from lightning_calib.steps.norm_history import NormHistory
 from lightning_calib.steps.optimizer_memory import OptimizerMemory
-from lightning_calib.steps.optimizer_run import OptimizerRun
 from lightning_calib.steps.saved_state import to_host
 
 
@@ -67,8 +73,9 @@ class GradientMonitor(CalibratedCallback):
         layout and the text ``calib/how to read``.
 
     Checkpoint:
-        The counters, and up to 4,096 norms for the summary (16 kB per optimizer). With the tab: the largest norms since
-        the last row, the record that is being filled, and what the events remember (about 100 bytes per parameter).
+        The counters, up to 4,096 norms (16 kB per optimizer), up to 1,024 rows of scalars and, in at most 2 MB, rows of
+        layers for the report. With the tab: the record that is being filled, and what the events remember (about 100
+        bytes per parameter).
 
     Note:
         Above 1,000 rows a record holds the largest of 2, 4, 8, ... rows: 5,977 records for 10^6 rows. An error while
@@ -93,34 +100,69 @@ class GradientMonitor(CalibratedCallback):
 
     def _reset(self) -> None:
         super()._reset()
-        self._facts: list[Facts] = []
+        self._runs: list[Run] = []  # of the fit that is over
         self._earlier = False
-        self._recorder: TabRecorder | None = None
+        self._recorder: RowRecorder | None = None
+        self._course: RunCourse | None = None
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Join the session; note whether the Trainer has taken steps of which no count is known."""
         super().on_train_start(trainer, pl_module)
-        if self._session is not None:
-            counted = any(run.memory.steps.steps for run in self._session.runs.values())
-            self._earlier = self._saved.get("earlier") is True or (trainer.global_step > 0 and not counted)
+        if self._session is None:
+            return
+        counted = any(run.memory.steps.steps for run in self._session.runs.values())
+        self._earlier = self._saved.get("earlier") is True or (trainer.global_step > 0 and not counted)
+        self._course = RunCourse(self._session, earlier=self._earlier)
+        for run in self._session.runs.values():
+            self._learn(run.view)
+
+    def on_before_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", loss: Tensor) -> None:
+        """Keep the loss, on its device: without the GradScaler's scale, and that of a whole step."""
+        session, recorder = self._session, self._recorder
+        if session is None or recorder is None or not pl_module.automatic_optimization:
+            return
+        loss, scaler = whole(loss.detach()), session.facts.scaler
+        if scaler is not None:
+            loss = loss / scaler._scale
+        for run in session.runs.values():
+            recorder.see_loss(run, loss, float(trainer.accumulate_grad_batches))
+
+    def on_train_batch_start(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
+    ) -> None:
+        """Look at BatchNorm's statistics, if the batch's row is due."""
+        if self._session is not None and self._recorder is not None and self._recorder.watches_batches:
+            self._recorder.begin_batch(due=self._session.due)
+
+    def _end_batch(self, outputs: Any) -> None:
+        """Under manual optimization the loss is what ``training_step`` returns."""
+        if self._session is not None and self._recorder is not None and not self._session.module.automatic_optimization:
+            for run in self._session.runs.values():
+                self._recorder.see_outputs(run, outputs)
+
+    def _after_row(self) -> None:
+        """An event that calls for a look is told at once, and not at the end of the epoch."""
+        if self._course is not None and self._course.stirred():
+            for finding in self._course.news(self.report().findings):
+                warn(f"{finding.sentence} {finding.advice}".rstrip())
 
     def _start(self, fit: FitStart) -> None:
-        """Open the tab's records, if a logger is TensorBoard's."""
-        writers = _writers(fit.trainer) if self.layers else None
-        if writers is None:
-            return
-        # Imported here, because it loads a hundred modules of TensorBoard, which only a run with a tab needs.
-        from lightning_calib.dashboard.recorder import Recorder
+        """Keep rows for the report; open the tab's records, if a logger is TensorBoard's."""
+        tab, writers = None, _writers(fit.trainer) if self.layers else None
+        if writers is not None:
+            # Imported here, because it loads a hundred modules of TensorBoard, which only a run with a tab needs.
+            from lightning_calib.dashboard.recorder import Recorder
 
-        self._recorder = Recorder(
-            writers, histograms=self.histograms, saved=self._saved, losses=self._losses, warn=warn
-        )
-        address = self._recorder.furnish([view.suffix for view in fit.views])
-        if address:
-            say(address)
+            tab = Recorder(writers, histograms=self.histograms, saved=self._saved, losses=self._losses, warn=warn)
+            address = tab.furnish([view.suffix for view in fit.views])
+            if address:
+                say(address)
+        keeper = RowKeeper(fit.trainer, fit.module, saved=self._saved, losses=self._losses, warn=warn)
+        self._recorder = RowRecorder(keeper, tab)
 
     def _prepare(self, view: GradientView, memory: OptimizerMemory) -> OptimizerMemory:
         """Take up the norms seen so far."""
+        self._learn(view)
         if memory.norms is not None:
             return memory
         norms, saved = NormHistory.empty(view.plan), self._saved_of(view.index)
@@ -133,10 +175,21 @@ class GradientMonitor(CalibratedCallback):
         """The norms of the run."""
         return to_host(memory.norms._asdict()) if memory.norms is not None else {}
 
+    def _learn(self, view: GradientView) -> None:
+        """An optimizer's facts, for the report and the tab."""
+        session, course, recorder = self._session, self._course, self._recorder
+        if session is None or course is None or recorder is None:  # it is early: `on_train_start` comes back to it
+            return
+        facts, run = course.learn(view), session.runs[id(view.optimizer)]
+        if recorder.tab is not None:
+            recorder.tab.facts[view.index] = facts_text(facts, view.plan, clippers(session, run))
+
     def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """A line on the run so far after epoch 1, 2, 4, 8, ..."""
-        epoch = trainer.current_epoch + 1
-        seen = self._session is not None and any(run.memory.steps.steps for run in self._session.runs.values())
+        epoch, session = trainer.current_epoch + 1, self._session
+        seen = session is not None and any(run.memory.steps.steps for run in session.runs.values())
+        if self._course is not None:
+            self._course.epochs = epoch
         if seen and epoch & (epoch - 1) == 0:
             text = self.summary()
             say(f"after {epoch} epoch{'' if epoch == 1 else 's'}: {text}")
@@ -147,31 +200,36 @@ class GradientMonitor(CalibratedCallback):
         if self._session is not None and run is not None and self._recorder is not None:
             self._recorder.summarise(run, text, max(0, self._session.step - 1))
 
+    def report(self) -> Report:
+        """What the gradients of this fit were like so far, what is wrong with them, and what to change."""
+        return Report(self._runs if self._course is None else self._course.runs())
+
     def summary(self) -> str:
-        """What the gradients of this fit were like so far, and what to change: at most three sentences."""
-        return summarise(_facts(self._session, earlier=self._earlier) if self._session is not None else self._facts)
+        """The report's verdict and at most two more sentences."""
+        return self.report().summary()
 
     def _finish(self) -> None:
-        """Keep the facts for `summary`, and close the tab's records."""
-        session, recorder = self._session, self._recorder
+        """Keep the numbers for `report`, and close the tab's records."""
+        session, recorder, course = self._session, self._recorder, self._course
         if session is None:
             return
         try:
-            self._facts = _facts(session, earlier=self._earlier)
-            if any(facts.steps for facts in self._facts):
-                self._record_summary(summarise(self._facts))
+            if course is not None:
+                self._runs, self._course = course.runs(over=True), None
+            if any(run.counts.steps for run in self._runs):
+                self._record_summary(self.summary())
         finally:
             if recorder is not None:
                 recorder.finish(session.runs.values(), session.step)
 
     def _more_state(self, memories: dict[int, OptimizerMemory]) -> dict[str, Any]:
-        """What the tab remembers, and whether the Trainer had taken steps before."""
+        """What report and tab remember, and whether the Trainer had taken steps before."""
         earlier = {"earlier": True} if self._earlier else {}
-        return earlier if self._recorder is None else {**earlier, "dashboard": self._recorder.saved(memories)}
+        return earlier if self._recorder is None else {**earlier, **self._recorder.saved(memories)}
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the open files."""
-        return {**super().__getstate__(), "_recorder": None}
+        return {**super().__getstate__(), "_recorder": None, "_course": None}
 
 
 def _writers(trainer: Any) -> list[Any] | None:
@@ -190,47 +248,3 @@ def _writers(trainer: Any) -> list[Any] | None:
     if trainer.world_size > 1:
         wanted = bool(trainer.strategy.broadcast(wanted))
     return writers if wanted else None
-
-
-def _facts(session: Session, *, earlier: bool) -> list[Facts]:
-    return [
-        _facts_of(session, run, run.memory.norms, earlier=earlier)
-        for run in session.runs.values()
-        if run.memory.norms is not None  # training may break off before it was prepared
-    ]
-
-
-def _facts_of(session: Session, run: OptimizerRun, norms: NormHistory, *, earlier: bool) -> Facts:
-    steps, (median, high) = run.memory.steps, norms.quantiles(0.5, 0.95)
-    known = int(steps.known)
-    return Facts(
-        optimizer=type(run.view.optimizer).__name__,
-        steps=steps.steps,
-        usable=steps.steps - norms.unusable,
-        lowest=float(norms.low),
-        median=median,
-        high=high,
-        highest=float(norms.high),
-        clippers=tuple(_clippers(session, run)),
-        left=float(steps.left) / known if known else None,
-        known=known,
-        guarded=any(one._needs.guards for one in session.participants),
-        earlier=earlier,
-        nonfinite=int(steps.nonfinite),
-        skipped=steps.skipped + int(steps.kernel_skipped),
-    )
-
-
-def _clippers(session: Session, run: OptimizerRun) -> list[Clipper]:
-    found, clip, counts = [], session.facts.clip, run.memory.steps
-    for one in session.participants:
-        fired = run.memory.clips.get(one.state_key)
-        if one._needs.clips and fired is not None and fired.steps:  # none where its rules leave this optimizer alone
-            how = one._needs.clips if one._needs.acts else "dry"
-            found.append(Clipper(one._label, float(fired.fired) / fired.steps, how))
-    if clip.how is not None:
-        seen = None if session.facts.final_norm_computable else int(counts.known)
-        steps = counts.steps if seen is None else seen
-        share = float(counts.trainer_reduced) / steps if steps else None
-        found.append(Clipper(str(clip), share, "fixed" if clip.how == "norm" else "adaptive", seen))
-    return found

@@ -13,7 +13,7 @@ from lightning_calib.functional.saved_state import ListOf, OrNone, check_saved
 from lightning_calib.report import events
 from lightning_calib.report.detect import WINDOW, Counter, Jumps, Spikes, pack, unpack
 from lightning_calib.report.events import Event, Pause
-from lightning_calib.tensorboard.contract import ABSENT, EVENT_KINDS, GLOBAL_NAMES, STATISTICS
+from lightning_calib.tensorboard.contract import ABSENT, ABSENT_GLOBALS, EVENT_KINDS, GLOBAL_NAMES, STATISTICS
 
 _PEAK = list(STATISTICS).index("peak")
 
@@ -43,7 +43,7 @@ class EventDetector:
 
     def _take(self, logged: Logged) -> list[Event]:
         pairs = zip(GLOBAL_NAMES, logged.totals.tolist(), strict=True)
-        totals = {name: value for name, value in pairs if value != ABSENT}
+        totals = {name: value for name, value in pairs if value != ABSENT_GLOBALS[name]}
         peak = logged.layers[:, _PEAK].float()
         found = [
             *self._nonfinite(logged, totals, peak),

@@ -11,9 +11,10 @@ from lightning_calib.dashboard.decimation import Pool, room, stride
 from lightning_calib.dashboard.event_detector import EventDetector
 from lightning_calib.dashboard.event_file import Record
 from lightning_calib.dashboard.records import Logged, Rows
-from lightning_calib.functional.saved_state import DamagedStateError, ListOf, OrNone, check_saved, entry
+from lightning_calib.functional.saved_state import DamagedStateError, ListOf, OrNone, check_saved, entry, tensor_fits
 from lightning_calib.report.events import Event
 from lightning_calib.tensorboard.contract import (
+    ABSENT_GLOBALS,
     EVENTS,
     GLOBAL_NAMES,
     GLOBALS,
@@ -27,6 +28,7 @@ from lightning_calib.tensorboard.contract import (
 
 HISTOGRAM_EVERY = 10  # logged rows
 _HISTOGRAMS = 100  # at least so many are written before they become rarer
+_FIRST_NAMES = 15  # of globals, in states of the first edition
 LATEST = torch.tensor([scalar.latest for scalar in SCALARS])  # globals of which a pool keeps the last value
 
 
@@ -113,7 +115,7 @@ class RecordStream:
         check_saved(names, ListOf(""), f"{key}.names")
         check_saved(waiting, ListOf([0, "", "", OrNone(""), OrNone(nan)]), f"{key}.waiting")
         found.layers = Pool.restored(entry(saved, "layers", key), (len(names), len(STATISTICS)), f"{key}.layers")
-        found.totals = Pool.restored(entry(saved, "totals", key), (len(GLOBAL_NAMES),), f"{key}.totals")
+        found.totals = Pool.restored(_completed(entry(saved, "totals", key)), (len(GLOBAL_NAMES),), f"{key}.totals")
         found.detector.restore(entry(saved, "happenings", key), names, f"{key}.happenings")
         if not found.layers.rows == found.totals.rows == found.detector.row:
             raise DamagedStateError(
@@ -123,3 +125,11 @@ class RecordStream:
             found.layers, found.totals = found.layers._replace(values=None), found.totals._replace(values=None)
         found.waiting = tuple(Event(*one) for one in waiting)
         return found
+
+
+def _completed(totals: Any) -> Any:
+    """With the names that have come since it was saved."""
+    values = totals.get("values") if isinstance(totals, dict) else None
+    if values is None or not tensor_fits(values, torch.zeros(_FIRST_NAMES)):
+        return totals
+    return {**totals, "values": torch.cat([values, torch.tensor([*ABSENT_GLOBALS.values()][_FIRST_NAMES:])])}

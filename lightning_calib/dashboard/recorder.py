@@ -1,8 +1,7 @@
 """The writing side of the "Gradients" tab: rows in, records out, through the TensorBoard logger's own writer."""
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,29 +14,9 @@ from lightning_calib.dashboard.stock_charts import furnish
 from lightning_calib.report.events import Event
 from lightning_calib.steps.optimizer_memory import OptimizerMemory
 from lightning_calib.steps.optimizer_run import OptimizerRun
+from lightning_calib.steps.own_failure import ends_only_itself as _ends_only_itself
 from lightning_calib.steps.saved_state import Losses, of_optimizer
-from lightning_calib.tensorboard.contract import ABSENT, GLOBAL_NAMES, QUANTILES
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _ends_only_itself(method: Callable[P, R]) -> Callable[P, R | None]:
-    """Any error disables the recorder, with one warning; training goes on."""
-
-    @wraps(method)
-    def guarded(*args: P.args, **kwargs: P.kwargs) -> R | None:
-        recorder: Any = args[0]
-        if recorder.off:
-            return None
-        try:
-            return method(*args, **kwargs)
-        except Exception as trouble:
-            recorder.off = True
-            recorder.tell_the_end(trouble)
-            return None
-
-    return guarded
+from lightning_calib.tensorboard.contract import ABSENT, ABSENT_GLOBALS, FACTS, QUANTILES
 
 
 class Recorder:
@@ -63,6 +42,7 @@ class Recorder:
         self.writers, self.counts, self.kept, self.losses, self.warn = writers, histograms, saved, losses, warn
         self.off, self.told = False, False
         self.tables: dict[int, LayerTable] = {}  # by the optimizer's index
+        self.facts: dict[int, str] = {}  # JSON by the optimizer's index, which goes with its next row
         self.last = -1  # step of the last record
 
     def tell_the_end(self, trouble: Exception) -> None:
@@ -128,8 +108,8 @@ class Recorder:
     @_ends_only_itself
     def close(
         self, run: OptimizerRun, memory: OptimizerMemory, row: dict[str, float], values: Sequence[Tensor], step: int
-    ) -> tuple[list[Record], TabMemory]:
-        """The records of a row that is on the host, and what the tab remembers after it. It changes nothing."""
+    ) -> tuple[list[Record], OptimizerMemory]:
+        """The records of a row that is on the host, and what is remembered after it. It changes nothing."""
         (layers, quantiles, *counts), view, tab = values, run.view, memory.tab
         table = self.tables[view.index]
         masks, empty = table.masks(run.record, tab), table.empty
@@ -139,13 +119,18 @@ class Recorder:
         logged = Logged(
             step=step,
             layers=layers_of(layers, masks, empty, taken="update_norm" in totals),
-            totals=torch.tensor([totals.get(name, ABSENT) for name in GLOBAL_NAMES]),
+            totals=torch.tensor([totals.get(name, absent) for name, absent in ABSENT_GLOBALS.items()]),
             histograms=counts[0] if counts else None,
             idle=empty | ~torch.tensor([one.requires_grad for one in view.plan.tensors], dtype=torch.bool),
             incidents=tab.incidents,
         )
         records, stream = tab.stream.after(logged)
-        return records, TabMemory(stream)
+        return [*self._facts_of(run), *records], memory.new_window()._replace(tab=TabMemory(stream))
+
+    def _facts_of(self, run: OptimizerRun) -> list[Record]:
+        """What stays the same for the fit, if it is not written yet."""
+        text = self.facts.get(run.view.index)
+        return [] if text is None else [self.tables[run.view.index].rows.record(FACTS, text)]
 
     @_ends_only_itself
     def end_row(self) -> None:
@@ -161,6 +146,9 @@ class Recorder:
             for writer in self.writers:
                 writer.write(records, step)
             self.last = max(self.last, step)
+            for record in records:
+                if record.about["kind"] == FACTS:
+                    del self.facts[record.about["optimizer"]]
         except Exception as trouble:
             self.writers = []
             self.tell_the_end(trouble)
@@ -177,7 +165,7 @@ class Recorder:
             tab = run.tab
             self.write(*tab.stream.unfinished())
             records, stream = tab.stream.flushed()
-            self.write(records, max(step, self.last + 1))
+            self.write([*self._facts_of(run), *records], max(step, self.last + 1))
             run.tab = tab._replace(stream=stream)
         for writer in self.writers:
             writer.experiment.flush()

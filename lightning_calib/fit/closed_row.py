@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import torch
 
-from lightning_calib.fit.participant import Participant, Row, TabRecorder
+from lightning_calib.fit.participant import Participant, Row, StepRecorder
 from lightning_calib.fit.scalar_row import on_host, scalars
 from lightning_calib.fit.trainer_facts import FitFacts
 from lightning_calib.steps.optimizer_memory import OptimizerMemory
@@ -19,14 +19,14 @@ class ClosedRow(NamedTuple):
     Attributes:
         values: By tag.
         memories: By the index of the optimizer.
-        records: The tab's, in the order in which they are written.
+        records: The recorder's, in the order in which they are written.
     """
 
     values: dict[str, float]
     memories: dict[int, OptimizerMemory]
     records: list[Sequence[Any]]
 
-    def write(self, trainer: "pl.Trainer", recorder: TabRecorder | None, step: int) -> None:
+    def write(self, trainer: "pl.Trainer", recorder: StepRecorder | None, step: int) -> None:
         """One ``log_metrics`` per logger, ``callback_metrics`` for ModelCheckpoint and EarlyStopping, and the tab."""
         for logger in trainer.loggers:
             logger.log_metrics(self.values, step=step)
@@ -41,7 +41,7 @@ def close_row(
     facts: FitFacts,
     participants: Sequence[Participant],
     runs: Sequence[tuple[OptimizerRun, OptimizerMemory]],
-    recorder: TabRecorder | None,
+    recorder: StepRecorder | None,
     step: int,
 ) -> ClosedRow:
     """Bring a row to the host in one copy, and end its window; the one place where a window ends.
@@ -52,7 +52,7 @@ def close_row(
         facts: What stays the same for the whole fit.
         participants: The callbacks.
         runs: The optimizers that have a part in the row, and their memory with the steps at hand.
-        recorder: The tab's, where there is one.
+        recorder: What records rows, where there is one.
         step: The x of the row.
     """
     row, tensors = Row(), []
@@ -61,13 +61,11 @@ def close_row(
         row |= {tag + run.view.suffix: value for tag, value in part_of_row.items()}
         tensors.append((recorder.collect(run, memory) if recorder is not None else None) or ())
     values, host = on_host(row, [one for each in tensors for one in each])
-    memories, records = {}, []
+    memories, records = {}, list[Sequence[Any]]()
     for (run, memory), mine in zip(runs, tensors, strict=True):
         part, host = host[: len(mine)], host[len(mine) :]
-        after = memory.new_window()
         closed = recorder.close(run, memory, values, part, step) if recorder is not None and mine else None
-        if closed is not None:
-            records.append(closed[0])
-            after = after._replace(tab=closed[1])
+        found, after = ((), memory.new_window()) if closed is None else closed
+        records += [found] if found else []
         memories[run.view.index] = after
     return ClosedRow(values, memories, records)

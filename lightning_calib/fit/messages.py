@@ -2,7 +2,8 @@
 
 import logging
 import sys
-from typing import TextIO
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TextIO
 
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -26,10 +27,18 @@ if _log.level == logging.NOTSET:
 @rank_zero_only
 def say(text: str) -> None:
     """One line of information."""
-    _log.info("[calib] %s", text)
+    with _beside_the_bar():
+        _log.info("[calib] %s", text)
 
 
 @rank_zero_only
 def warn(text: str) -> None:
     """One line that asks for attention."""
-    _log.warning("[calib] %s", text)
+    with _beside_the_bar():
+        _log.warning("[calib] %s", text)
+
+
+def _beside_the_bar() -> AbstractContextManager[Any]:
+    """Open bars of tqdm are cleared and drawn again below: the line would continue theirs. Rich does so by itself."""
+    tqdm: Any = sys.modules.get("tqdm.std")
+    return nullcontext() if tqdm is None else tqdm.tqdm.external_write_mode(file=sys.stderr)

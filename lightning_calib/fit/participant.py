@@ -52,7 +52,7 @@ class Participant:
     """
 
     _needs: Needs = Needs()
-    _recorder: "TabRecorder | None" = None  # set in `_start` by the one that wants the tab's records written
+    _recorder: "StepRecorder | None" = None  # set in `_start` by the one that wants rows recorded
 
     def __repr__(self) -> str:
         return self._label
@@ -93,6 +93,12 @@ class Participant:
         """What it adds to a logged row: tag without suffix, value. It changes nothing."""
         return {}
 
+    def _end_batch(self, outputs: Any) -> None:
+        """The steps of a batch are over, and its row is not written yet; ``outputs`` are those of its training step."""
+
+    def _after_row(self) -> None:
+        """A row was written."""
+
     def _refuse(self, reason: str) -> None:
         """Raise if it acts; else say why it stays silent."""
         raise NotImplementedError
@@ -116,14 +122,11 @@ class FitStart(NamedTuple):
     trainer: Any = None
 
 
-class TabRecorder(Protocol):
-    """The writing side of the "Gradients" tab, as a session drives it. No failure of its own ends a run."""
-
-    def furnish(self, suffixes: Sequence[str]) -> str | None:
-        """Charts and texts for TensorBoard's other tabs; returns how to see it all, in a line."""
+class StepRecorder(Protocol):
+    """What records rows, as a session drives it. No failure of its own ends a run."""
 
     def prepare(self, run: OptimizerRun) -> None:
-        """Prepare for an optimizer's plan; what the tab remembers goes on."""
+        """Prepare for an optimizer's plan; what is remembered goes on."""
 
     def begin_step(self, run: OptimizerRun) -> None:
         """A step begins, and nobody has acted yet."""
@@ -135,18 +138,31 @@ class TabRecorder(Protocol):
         """The gradients of a logged step are as the optimizer uses them."""
 
     def collect(self, run: OptimizerRun, memory: OptimizerMemory) -> Sequence[Tensor] | None:
-        """The tensors of one optimizer that a row needs on the host; None where the tab has ended."""
+        """The tensors of one optimizer that a row needs on the host; None where the recorder has ended."""
 
     def close(
         self, run: OptimizerRun, memory: OptimizerMemory, row: dict[str, float], values: Sequence[Tensor], step: int
-    ) -> tuple[Sequence[Any], Any] | None:
-        """The records of a row that is on the host, and what the tab remembers after it. It changes nothing."""
+    ) -> tuple[Sequence[Any], OptimizerMemory] | None:
+        """The records of a row that is on the host, and what is remembered after it. It changes nothing."""
 
     def end_row(self) -> None:
         """The row is written: the steps that were logged are over."""
 
     def write(self, records: Sequence[Any], step: int) -> None:
         """Write records of a row."""
+
+
+class TabRecorder(StepRecorder, Protocol):
+    """The writing side of the "Gradients" tab.
+
+    Attributes:
+        facts: JSON by the optimizer's index, which is written with its next row.
+    """
+
+    facts: dict[int, str]
+
+    def furnish(self, suffixes: Sequence[str]) -> str | None:
+        """Charts and texts for TensorBoard's other tabs; returns how to see it all, in a line."""
 
     def summarise(self, run: OptimizerRun, text: str, step: int) -> None:
         """Add a summary of the run to the events."""

@@ -1,13 +1,14 @@
 """One fit, seen by all of our callbacks: who measures, when each takes its turn, when a row is written."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch.optim import Optimizer
 
 from lightning_calib.fit.closed_row import ClosedRow, close_row
-from lightning_calib.fit.participant import FitStart, Participant, TabRecorder
+from lightning_calib.fit.participant import FitStart, Participant, StepRecorder
 from lightning_calib.fit.trainer_facts import FitFacts, window_scale
 from lightning_calib.fit.unsupported import several_closures
 from lightning_calib.fit.watched_optimizers import WatchedOptimizers
@@ -34,7 +35,7 @@ class Session:
         self.inspecting = [one for one in guards_first if _has_its_own(one, "_inspect")]
         self.observing = [one for one in participants if _has_its_own(one, "_observe")]
         self.facts = FitFacts.of(trainer, module, participants)
-        self.recorder: TabRecorder | None = None  # GradientMonitor's, where there is a tab
+        self.recorder: StepRecorder | None = None  # GradientMonitor's
         self.backwards = 0
         self.ready = False  # every callback is prepared, and has taken up what was saved
         self.watched = WatchedOptimizers(trainer, module, participants, self.facts)
@@ -52,7 +53,7 @@ class Session:
             self.prepare(run)
 
     def prepare(self, run: OptimizerRun) -> None:
-        """Every callback, and the tab, prepare for an optimizer's plan."""
+        """Every callback, and what records rows, prepare for an optimizer's plan."""
         for one in self.participants:
             run.memory = one._prepare(run.view, run.memory)
         if self.recorder is not None:
@@ -189,9 +190,11 @@ class Session:
         """Whether it has a part in a row that is due: also, under manual optimization, if it rests in that batch."""
         return run.record.turn or (memory.steps.window_steps > 0 and not self.module.automatic_optimization)
 
-    def end_batch(self) -> None:
+    def end_batch(self, outputs: Any = None) -> None:
         """At the end of the batch: every step is over, and a row that is due is written."""
         self.watched.unseen.end_batch()
+        for one in self.participants:
+            one._end_batch(outputs)
         closed = self.close_row() if self.due else ClosedRow({}, {}, [])
         for run in self.runs.values():
             memory = closed.memories.get(run.view.index)
@@ -203,6 +206,8 @@ class Session:
             self.watched.hooks[id(run.view.optimizer)].forget()
         if closed.values:
             closed.write(self.trainer, self.recorder, self.step)
+            for one in self.participants:
+                one._after_row()
 
     # Checkpoints
 

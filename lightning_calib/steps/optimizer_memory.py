@@ -8,6 +8,7 @@ import torch
 from lightning_calib.functional.plan import Plan
 from lightning_calib.steps.counts import ClipCounts, StepCounts
 from lightning_calib.steps.norm_history import NormHistory
+from lightning_calib.steps.run_history import RunHistory
 from lightning_calib.steps.step_record import StepRecord
 
 
@@ -19,12 +20,14 @@ class OptimizerMemory(NamedTuple):
         clips: Counts by ``state_key`` of the callbacks that clip gradients of this optimizer.
         norms: The norms of the run, where GradientMonitor wants them.
         tab: What the tab's records remember, where there is a tab.
+        history: What the report needs of the run, where GradientMonitor wants it.
     """
 
     steps: StepCounts
     clips: Mapping[str, ClipCounts]
     norms: NormHistory | None = None
     tab: Any = None
+    history: RunHistory | None = None
 
     @staticmethod
     def empty(plan: Plan) -> "OptimizerMemory":

@@ -4,6 +4,7 @@ from typing import Any
 
 from lightning_calib.steps.gradient_view import GradientView
 from lightning_calib.steps.optimizer_memory import OptimizerMemory
+from lightning_calib.steps.run_history import RunHistory
 from lightning_calib.steps.scaled_rates import ScaledRates
 from lightning_calib.steps.step_record import StepRecord
 
@@ -54,6 +55,15 @@ class OptimizerRun:
     @tab.setter
     def tab(self, tab: Any) -> None:
         self._memory = self._memory._replace(tab=tab)
+
+    @property
+    def history(self) -> RunHistory | None:
+        """What the report needs of the run, which waits for no count."""
+        return self._memory.history
+
+    @history.setter
+    def history(self, history: RunHistory | None) -> None:
+        self._memory = self._memory._replace(history=history)
 
     def count(self) -> None:
         """All callbacks have acted: the step at hand counts, if it has a gradient."""

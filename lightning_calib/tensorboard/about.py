@@ -4,10 +4,11 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from lightning_calib.tensorboard.contract import EVENTS, GLOBALS, HISTOGRAMS, LAYERS, VERSION
+from lightning_calib.tensorboard.contract import EVENTS, FACTS, GLOBALS, HISTOGRAMS, LAYERS, VERSION
 from lightning_calib.tensorboard.refused import Refused, require, shown
 
-KINDS = (LAYERS, GLOBALS, HISTOGRAMS, EVENTS)
+TEXTS = (EVENTS, FACTS)  # kinds of records that are texts
+KINDS = (LAYERS, GLOBALS, HISTOGRAMS, *TEXTS)
 FOLDS = ("l2", "max")
 MOST_METADATA = 2**26  # bytes; a name of 40 characters takes about 100
 MOST_NUMBERS = 2**24  # numbers in one record, 64 MiB
@@ -47,12 +48,13 @@ class About:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one record; () for events."""
+        """Of one record; () for texts."""
         axes = {
             LAYERS: (self.rows, self.stats),
             GLOBALS: (self.names,),
             HISTOGRAMS: (self.sides, self.rows, self.columns),
             EVENTS: (),
+            FACTS: (),
         }
         return tuple(len(axis) for axis in axes[self.kind])
 
@@ -124,11 +126,11 @@ def _histograms(found: dict[str, Any]) -> dict[str, Any]:
     return {**named, "low": _whole(found, "low", -2000, 2000)}
 
 
-def _events(found: dict[str, Any]) -> dict[str, Any]:
+def _text(found: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-_READERS = {LAYERS: _layers, GLOBALS: _globals, HISTOGRAMS: _histograms, EVENTS: _events}
+_READERS = {LAYERS: _layers, GLOBALS: _globals, HISTOGRAMS: _histograms, **dict.fromkeys(TEXTS, _text)}
 
 
 def _all(found: dict[str, Any], key: str, kind: type) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_calib.tensorboard.contract import GLOBALS, HISTOGRAMS, LAYERS
+from lightning_calib.tensorboard.contract import ABSENT_GLOBALS, GLOBALS, HISTOGRAMS, LAYERS
 from lightning_calib.tensorboard.folding import fold, fold_histograms, members
 from lightning_calib.tensorboard.frames import frame
 from lightning_calib.tensorboard.merge import Table, ordered, union
@@ -17,7 +17,8 @@ from lightning_calib.tensorboard.selection import Selection
 def totals(chosen: Selection) -> bytes:
     """One row per step, one column per name of the globals."""
     found = chosen.records(GLOBALS)
-    table = union([Table(each.about.names, each.steps, each.walls, np.stack(each.values)) for each in found])
+    parts = [Table(each.about.names, each.steps, each.walls, np.stack(each.values)) for each in found]
+    table = union(parts, absent=ABSENT_GLOBALS)
     return frame({"names": table.labels, **_axis(table, found), "walls": table.walls.tolist()}, table.values)
 
 

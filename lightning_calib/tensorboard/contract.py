@@ -7,10 +7,12 @@ VERSION = 1
 
 # A norm is never negative: this stands where there is none (no gradient, no step taken, not measured).
 ABSENT = -1.0
+# A loss may be negative, and is never -inf: one that is not finite is written as inf.
+ABSENT_SIGNED = float("-inf")
 
 # Kinds of records, and their tags: "calib/<kind>", with ".<digest of the rows>" where there are rows, then the
 # optimizer's suffix ("/0", "/1", ... with several optimizers).
-LAYERS, GLOBALS, HISTOGRAMS, EVENTS = "layers", "globals", "hist", "events"
+LAYERS, GLOBALS, HISTOGRAMS, EVENTS, FACTS = "layers", "globals", "hist", "events", "facts"
 
 # Columns of a layer record, shape (rows, columns), and how a module's value follows from those of its tensors:
 # "l2" is the root of the sum of squares, "max" the largest.
@@ -27,11 +29,13 @@ class Scalar(NamedTuple):
     """A number of a globals record.
 
     Attributes:
-        name: Of the record's entry; the scalar's tag is ``calib/<name>``, but for the quantiles, which have none.
+        name: Of the record's entry; the scalar's tag is ``calib/<name>``.
         meaning: What it is.
         reading: How to read its chart.
         chart: The chart of Custom Scalars that it is drawn in; empty for none.
         latest: Of several rows in one record the last value stands for all, and not the largest.
+        logged: Whether it has a tag; without one it stands in the record only.
+        signed: Whether it may be negative, so that ``ABSENT_SIGNED`` stands where there is none.
     """
 
     name: str
@@ -39,10 +43,13 @@ class Scalar(NamedTuple):
     reading: str
     chart: str = ""
     latest: bool = False
+    logged: bool = True
+    signed: bool = False
 
 
 _NORMS, _RATES = "gradient norm before and after", "learning rate and effective"
-_QUANTILE = "quantile of the norms of the run so far"
+_QUANTILE, _TAB = "quantile of the norms of the run so far", "in the tab only"
+_REPORT = "for the report"
 SCALARS = (
     Scalar(
         "grad_norm_before",
@@ -98,13 +105,26 @@ SCALARS = (
         "around 1e-3 is a rule of thumb, not a law",
         "update to weight ratio",
     ),
-    Scalar("norm_p10", f"10 % {_QUANTILE}", "in the tab only", latest=True),
-    Scalar("norm_p50", f"50 % {_QUANTILE}", "in the tab only", latest=True),
-    Scalar("norm_p90", f"90 % {_QUANTILE}", "in the tab only", latest=True),
+    Scalar("norm_p10", f"10 % {_QUANTILE}", _TAB, latest=True, logged=False),
+    Scalar("norm_p50", f"50 % {_QUANTILE}", _TAB, latest=True, logged=False),
+    Scalar("norm_p90", f"90 % {_QUANTILE}", _TAB, latest=True, logged=False),
+    Scalar("loss", "mean loss of the steps since the last row", _REPORT, latest=True, logged=False, signed=True),
+    Scalar("loss_max", "the largest of them", _REPORT, logged=False, signed=True),
+    Scalar("loss_first", "loss of the first step", _REPORT, latest=True, logged=False, signed=True),
+    Scalar("val_loss", "the last validation loss", _REPORT, latest=True, logged=False, signed=True),
+    Scalar("factor", "mean share of the norm left since the last row", _REPORT, latest=True, logged=False),
+    Scalar(
+        "norm_shift",
+        "distance of the batch's means from BatchNorm's running means, in running standard deviations: the median over "
+        "the channels, of the worst layer",
+        _REPORT,
+        logged=False,
+    ),
 )
 QUANTILES = {"norm_p10": 0.1, "norm_p50": 0.5, "norm_p90": 0.9}  # of the norms of the run, which have no scalar tag
-LOGGED = tuple(scalar for scalar in SCALARS if scalar.name not in QUANTILES)  # those with a tag
+LOGGED = tuple(scalar for scalar in SCALARS if scalar.logged)  # those with a tag
 GLOBAL_NAMES = tuple(scalar.name for scalar in SCALARS)
+ABSENT_GLOBALS = {scalar.name: ABSENT_SIGNED if scalar.signed else ABSENT for scalar in SCALARS}
 
 # Columns of a histogram record, shape (sides, rows, columns): elements that are exactly zero, elements that are inf or
 # nan, the largest exponent (ABSENT_EXPONENT without one), then one column for each exponent e: elements with

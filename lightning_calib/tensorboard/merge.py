@@ -1,8 +1,9 @@
 """One story out of several tags: a run that was resumed with other layers has one tag for each set of them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from heapq import heappop, heappush
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -96,12 +97,15 @@ def _top(heap: list[tuple[float, int, float]], step: int) -> tuple[float, int, f
     return heap[0] if heap else (math.inf, -1, math.inf)
 
 
-def union(parts: Sequence[Table], inner: tuple[int, ...] = ()) -> Table:
+def union(
+    parts: Sequence[Table], inner: tuple[int, ...] = (), absent: Mapping[str, float] = MappingProxyType({})
+) -> Table:
     """Every step and every label of the parts, ABSENT where a part has nothing to say.
 
     Args:
         parts: Oldest first. Labels are `ordered`, the newest part's first.
         inner: Shape of what stands at one step and label.
+        absent: What stands there in its place, by label.
 
     Raises:
         Refused: If the table would not fit.
@@ -114,6 +118,8 @@ def union(parts: Sequence[Table], inner: tuple[int, ...] = ()) -> Table:
         return parts[0]
     values, walls = np.full(shape, ABSENT, np.float32), np.zeros(len(steps))
     column = {label: index for index, label in enumerate(labels)}
+    for label in absent.keys() & column.keys():
+        values[:, column[label]] = absent[label]
     for part in parts:
         at = np.searchsorted(steps, part.steps)
         values[np.ix_(at, np.array([column[label] for label in part.labels], np.int64))] = part.values

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tensorboard.data.provider import RunTagFilter
 
-from lightning_calib.tensorboard.about import About, parse
+from lightning_calib.tensorboard.about import TEXTS, About, parse
 from lightning_calib.tensorboard.contract import EVENTS, PLUGIN
 from lightning_calib.tensorboard.refused import Refused, require, shown
 from lightning_calib.tensorboard.unexpanded import Form, form_of_array, form_of_proto, screened
@@ -134,7 +134,7 @@ class _Screen:
 
 
 def _bytes(about: About) -> int:
-    return TEXT_BYTES if about.kind == EVENTS else 4 * about.numbers
+    return TEXT_BYTES if about.kind in TEXTS else 4 * about.numbers
 
 
 def _checked(run: str, tags: Any) -> Run:
@@ -152,7 +152,7 @@ def _check(series: Series, step: int, form: Form) -> None:
     where = f"{series.tag} of run {shown(series.run)}"
     require(0 <= step <= MOST_STEP, f"step in {where}", f"from 0 to {MOST_STEP}", step)
     at, about = f"{where} at step {step}", series.about
-    if about.kind == EVENTS:
+    if about.kind in TEXTS:
         right = form.kind == "text" and form.held == 1 and all(size == 1 for size in form.shape)
         require(right, at, "one text", tuple(form))
         return

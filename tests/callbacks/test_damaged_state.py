@@ -126,6 +126,7 @@ def state_of(trainer: Any, name: str) -> dict[str, Any]:
 PART = ("optimizers", "0", "parts", 0)
 COUNT = "how often it reduced gradients"
 TAB = "what the Gradients tab remembers"
+REPORT = "what the report knows of the run"
 LOST: list[tuple[tuple[Any, ...], Any, str, str]] = [
     # The six places in which a missing key was not told, or ended the tab.
     (("ZClip", "tally"), REMOVED, "`state.tally` is missing", "its copy of the counts of steps"),
@@ -141,6 +142,9 @@ LOST: list[tuple[tuple[Any, ...], Any, str, str]] = [
         "`dashboard.0.happenings.lr.last` is missing",
         TAB,
     ),
+    (("GradientMonitor", "report", "0", "losses"), REMOVED, "`report.0.losses` is missing", REPORT),
+    (("GradientMonitor", "report", "0", "window", "given"), 3, "`report.0.window.given` must be a list, got 3", REPORT),
+    (("GradientMonitor", "report", "0", "layers", "seen"), 999, "`report.0.layers` contradicts itself", REPORT),
     # Sections and books.
     (("ZClip",), "junk", "`state` must be a dictionary, got 'junk'", "all that it remembered"),
     (("ZClip", "version"), True, "`version` must be a whole number >= 0, got True", "all that it remembered"),
@@ -323,6 +327,9 @@ def nodes(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from nodes(item, (*path, key))
 
 
+MAY_BE_NAN = ("values", "peak", "rows", "open", "first", "highest")  # what is not known
+
+
 def misfits(path: tuple[Any, ...], old: Any) -> list[Any]:
     """Values that cannot stand where ``old`` did."""
     found: list[Any] = [b"x", 1j, {"a": {"b": []}}, torch.full((2, 3, 4, 5), math.nan)]
@@ -330,7 +337,7 @@ def misfits(path: tuple[Any, ...], old: Any) -> list[Any]:
         number = old.dtype.is_floating_point
         found += [old.to(torch.complex64), old.to(torch.int64 if number else torch.float32), old[None], old.to("meta")]
         found += [old - 2**40] if old.dtype == torch.int64 else []
-        found += [old * math.nan] if number and path[-1] not in ("values", "peak") else []
+        found += [old * math.nan] if number and path[-1] not in MAY_BE_NAN else []
     return found
 
 

@@ -133,12 +133,12 @@ def test_what_is_collected_and_closed_changes_nothing():
     row = {"calib/grad_norm_before": 1.0, "calib/update_norm": 0.5}
     records, after = recorder.close(run, memory, row, values, 3)
     more, later = recorder.close(run, memory, row, values, 3)
-    same_bits([more, later.saved()], [records, after.saved()])
+    same_bits([more, frozen(later)], [records, frozen(after)])
     assert records
     same_bits(frozen(run.memory), before)
     assert all(vars(recorder.tables[0])[key] is value for key, value in state.items())
     assert recorder.last == 1  # of the last row that was written
-    assert (after.peak, after.since, after.incidents) == (None, (), ())
+    assert (after.tab.peak, after.tab.since, after.tab.incidents) == (None, (), ())
 
 
 def test_after_a_row_the_logged_step_is_forgotten():

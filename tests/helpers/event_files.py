@@ -26,6 +26,7 @@ class Recorded:
 
     def __init__(self, folder: str | Path) -> None:
         self.found: list[Found] = []
+        self.facts: list[Found] = []
         self.about: dict[str, Any] = {}
         self.others: set[str] = set()
         for path in sorted(Path(folder).glob("events.out.tfevents.*")):
@@ -39,6 +40,8 @@ class Recorded:
             self.about.setdefault(value.tag, json.loads(plugin.content))
         if value.tag not in self.about:
             self.others.add(value.tag)
+        elif value.tag.split("/")[1].startswith("facts"):
+            self.facts.append(Found(value.tag, step, json.loads(value.tensor.string_val[0])))
         elif value.tag.split("/")[1].startswith("events"):
             self.found.append(Found(value.tag, step, json.loads(value.tensor.string_val[0])))
         else:
