@@ -69,7 +69,7 @@ SIGNATURES = {
 }
 PUBLIC = {name: getattr(lightning_calib, name) for name in SIGNATURES}
 KINDS = [name for name, found in PUBLIC.items() if isinstance(found, type) and issubclass(found, Callback)]
-OWN = {"GradientMonitor": {"summary"}}
+OWN = {"GradientMonitor": {"summary", "report"}}
 SHARED = ["scope", "norm_type", "rules", "dry_run", "name"]
 
 
