@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from helpers.tiny_modules import SGD, Tiny, fit, make_trainer
+from helpers.tiny_modules import Tiny, fit, make_trainer
 from lightning.pytorch import Callback
 
 from lightning_calib import GradientClip, GradientMonitor, NonFiniteGuard, ZClip
