@@ -14,6 +14,7 @@ from lightning_calib.report.run import Facts, Run
 from lightning_calib.steps.gradient_view import GradientView
 
 _EVENTS = ("nonfinite", "diverged", "spike")  # findings that are told when they come
+_AFTER = 5  # rows that are looked at when one was unlike those before it
 _NONFINITE, _LARGEST = COLUMNS.index("nonfinite_total"), COLUMNS.index("grad_norm_max")
 
 
@@ -33,6 +34,7 @@ class RunCourse:
         self.epochs = int(session.trainer.current_epoch)
         self.facts: dict[int, Facts] = {}  # by the optimizer's index
         self.told: set[str] = set()  # codes
+        self.watched = 0  # rows
 
     def learn(self, view: GradientView) -> Facts:
         """The facts of an optimizer, when the fit begins or its parameters have changed."""
@@ -59,8 +61,14 @@ class RunCourse:
         return "early" if short else "finished"
 
     def stirred(self) -> bool:
-        """Whether the row that was written last is unlike those before it, so that a report is worth its time."""
-        return any(_stirs(rows) for run in self.session.runs.values() if (rows := _last_rows(run.history)))
+        """Whether a row that was written last is unlike those before it, so that a report is worth its time.
+
+        What it means may show in the rows that follow it only.
+        """
+        runs = self.session.runs.values()
+        now = any(_stirs(rows) for run in runs if (rows := _last_rows(run.history)))
+        self.watched = _AFTER if now else self.watched - 1
+        return self.watched > 0
 
     def news(self, findings: Iterable[Finding]) -> list[Finding]:
         """Of the findings those that are of an event, each code once; a guard tells of bad steps by itself."""

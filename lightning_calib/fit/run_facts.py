@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from lightning_calib.fit.participant import Participant
+from lightning_calib.functional.max_norm import MaxNorm
 from lightning_calib.functional.plan import Plan
-from lightning_calib.policies.max_norm import MaxNorm
 from lightning_calib.report.optimizer_kind import optimizer_kind
 from lightning_calib.report.run import Clipper, Facts, Group
 from lightning_calib.steps.gradient_view import GradientView

@@ -157,7 +157,7 @@ def test_a_dry_run_is_told_in_words(caplog):
     monitor = GradientMonitor()
     with caplog.at_level(logging.INFO, "lightning_calib"):
         fit(Tiny(), [GradientClip(1e-6, dry_run=True), monitor])
-    assert "clipping: GradientClip (dry run)" in caplog.text
+    assert "clipping: GradientClip(policy=MaxNorm(max_norm=1e-06), dry_run=True)" in caplog.text
     (clipper,) = monitor.report().runs[0].clippers
     assert (clipper.kind, clipper.clip_rate) == ("dry", 1.0)
 
