@@ -11,8 +11,9 @@ from torch import Tensor
 from lightning_calib.fit.row_keeper import COLUMNS, MEASURED, measured, validation_loss
 from lightning_calib.fit.run_facts import fixed_norm, trainable
 from lightning_calib.fit.session import Session
-from lightning_calib.report.run import Clipper, Counts, Facts, Floats, Layers, Run, Scalars
+from lightning_calib.report.run import Clipper, Counts, Facts, Floats, Layers, Norms, Run, Scalars
 from lightning_calib.steps.layer_rows import COLUMNS as STATISTICS
+from lightning_calib.steps.norm_history import NormHistory
 from lightning_calib.steps.optimizer_memory import OptimizerMemory
 from lightning_calib.steps.optimizer_run import OptimizerRun
 from lightning_calib.steps.run_history import RunHistory
@@ -51,7 +52,7 @@ def run_numbers(
         )
         scalars = _scalars(session, run, memory)
         layers = None if memory.history is None else _layers(run, memory.history)
-        found.append(Run(known, counts, scalars, layers, tuple(clippers(session, run))))
+        found.append(Run(known, counts, scalars, layers, tuple(clippers(session, run)), _norms(memory.norms)))
     return found
 
 
@@ -71,6 +72,11 @@ def clippers(session: Session, run: OptimizerRun) -> list[Clipper]:
         fixed = clip.how == "norm"
         found.append(Clipper(str(clip), "fixed" if fixed else "adaptive", share, clip.value if fixed else None, seen))
     return found
+
+
+def _norms(seen: NormHistory) -> Norms | None:
+    median, high = seen.quantiles(0.5, 0.95)
+    return Norms(float(seen.low), median, high, float(seen.high)) if float(seen.high) > 0 else None
 
 
 def _scalars(session: Session, run: OptimizerRun, memory: OptimizerMemory) -> Scalars:

@@ -157,6 +157,22 @@ class Scalars(NamedTuple):
     norm_shift: Floats
 
 
+class Norms(NamedTuple):
+    """The norms of all steps, before anything; of those that were finite and above zero.
+
+    Attributes:
+        lowest: The smallest.
+        median: The 50th percentile; beyond 4,096 steps an estimate, as the next.
+        high: The 95th percentile.
+        highest: The largest.
+    """
+
+    lowest: float
+    median: float
+    high: float
+    highest: float
+
+
 class Layers(NamedTuple):
     """Rows of the optimizer's T tensors, R by T; the rows may be fewer than those of the scalars.
 
@@ -200,6 +216,7 @@ class Run(NamedTuple):
         scalars: Rows of scalars, at least those of the last half of the run.
         layers: Rows of layers; None where none were kept.
         clippers: Who reduced the gradient how often.
+        norms: Of all steps; None where only those of rows are known, or none was usable.
     """
 
     facts: Facts
@@ -207,3 +224,4 @@ class Run(NamedTuple):
     scalars: Scalars
     layers: Layers | None = None
     clippers: tuple[Clipper, ...] = ()
+    norms: Norms | None = None

@@ -7,6 +7,7 @@ import numpy as np
 from lightning_calib.report.detectors.clip_below_eps import acting
 from lightning_calib.report.finding import Finding
 from lightning_calib.report.measured import Measured, finite
+from lightning_calib.report.run import Norms
 from lightning_calib.report.wording import count, percent, was
 
 _ENOUGH = 20  # steps; of fewer nothing can be said of the course of a run
@@ -47,7 +48,7 @@ def rest(measured: Sequence[Measured], findings: Sequence[Finding]) -> list[str]
     sentences = []
     if first is not None:
         sentences.append(first.sentence if first.severity == "note" else _first_sentence(first.advice))
-    sentences.append(_norms(seen))
+    sentences.append(_norms(seen, told=any(one.code.startswith("clip-") for one in findings[:1])))
     return [one for one in sentences if one][:2]
 
 
@@ -56,25 +57,16 @@ def _first_sentence(text: str) -> str:
     return text.split(". ")[0].rstrip(".") + "." if text else ""
 
 
-def _norms(measured: Sequence[Measured]) -> str:
+def _norms(measured: Sequence[Measured], *, told: bool) -> str:
     several = len(measured) > 1
     parts = []
     for one in measured:
         facts, counts = one.run.facts, one.run.counts
-        norms = finite(one.run.scalars.grad_norm_before)
-        norms = norms[norms > 0]
         named = f"optimizer {facts.position} ({facts.optimizer}): " if several else ""
-        span = (
-            f"in the {count(counts.steps, 'optimizer step')} of this fit"
-            if counts.earlier
-            else f"in {count(counts.steps, 'optimizer step')}"
+        text = (
+            f"{named}in {count(counts.steps, 'optimizer step')}{' of this fit' if counts.earlier else ''}{_range(one)}"
         )
-        if not len(norms):
-            parts.append(f"{named}{span} no gradient was finite and above zero")
-            continue
-        text = f"{named}{span} the gradient norm ran from {norms.min():.3g} to {_highest(one, norms):.3g}"
-        text += f" (half of them up to {np.median(norms):.3g}, 95 % up to {np.percentile(norms, 95):.3g})"
-        text += "" if acting(one) else ", and nothing clipped it"
+        text += "" if told else _clipping(one)
         text += f"; {count(counts.nonfinite, 'step')} had one that was inf or nan" if counts.nonfinite else ""
         text += f"; {count(counts.skipped, 'step')} {was(counts.skipped)} skipped" if counts.skipped else ""
         parts.append(text)
@@ -82,6 +74,26 @@ def _norms(measured: Sequence[Measured]) -> str:
     return joined[0].upper() + joined[1:] + "."
 
 
-def _highest(one: Measured, norms: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
-    maxima = finite(one.run.scalars.grad_norm_max)
-    return float(max(norms.max(), maxima.max(initial=0.0)))
+def _range(one: Measured) -> str:
+    """Of all steps where they are known, as in a fit; event files have those of the rows, and the largest of all."""
+    norms, rows = one.run.norms, finite(one.run.scalars.grad_norm_before)
+    rows = rows[rows > 0]
+    if norms is None and not len(rows):
+        return " no gradient was finite and above zero"
+    where = "" if norms is not None else f", of which {count(len(rows), 'row')} {was(len(rows))} logged,"
+    if norms is None:
+        highest = max(rows.max(), finite(one.run.scalars.grad_norm_max).max(initial=0.0))
+        norms = Norms(rows.min(), float(np.median(rows)), float(np.percentile(rows, 95)), float(highest))
+    if norms.lowest == norms.highest:
+        return f"{where} the gradient norm was {norms.highest:.3g}"
+    ran = f"{where} the gradient norm ran from {norms.lowest:.3g} to {norms.highest:.3g}"
+    return f"{ran} (half of them up to {norms.median:.3g}, 95 % up to {norms.high:.3g})"
+
+
+def _clipping(one: Measured) -> str:
+    """Who reduced it how often."""
+    by = acting(one)
+    shares = [
+        f"{each.name} reduced {percent(each.clip_rate)} of the steps" for each in by if each.clip_rate is not None
+    ]
+    return "; " + " and ".join(shares) if shares else "" if by else ", and nothing clipped it"
