@@ -54,6 +54,7 @@ class FabricSession:
         if run.view.has_gradient:
             run.record = self.callback._act(run.view, StepRecord(Phase.JUDGED, live=True))
             run.memory = run.memory.add_clips(run.record)
+        run.view.let_go()
 
     def memories_to_save(self) -> dict[int, OptimizerMemory]:
         """By index."""

@@ -93,6 +93,7 @@ class Session:
             run.record = one._act(run.view, run.record)
         if one is self.final:
             self._close(run)
+            run.view.let_go()
 
     def _begin(self, run: OptimizerRun) -> None:
         """Begin an optimizer's step; what its last one left open is counted first."""

@@ -28,7 +28,8 @@ class GradientView:
 
     Attributes:
         plan: The parameters, checked and labelled once.
-        gradients: Of the plan's tensors, as they were when last looked at; None for a missing one.
+        gradients: Of the plan's tensors, as they were when last looked at; None for a missing one. Empty when a step is
+            over: held until the next one, they would lie in memory beside those of its backward pass.
         scale: The GradScaler's scale, while it is still in the gradients.
         window_scale: Multiplies the norms of a short window of micro-batches; 1 but there.
     """
@@ -98,6 +99,10 @@ class GradientView:
         """Read what the optimizer uses, when nobody changes it any more; what is known of the step stays."""
         self.gradients = self.plan.gradients()
         return self.measure()
+
+    def let_go(self) -> None:
+        """Nobody looks at the gradients any more in this step; what was read of them stays."""
+        self.gradients = []
 
     def is_finite(self) -> bool:
         """Whether the norm is; waits for the device. One that has only overflowed is read again first, scaled."""

@@ -138,6 +138,7 @@ class StepHooks:
         run.record = run.record._replace(used=used, norm_used=used.norm)
         if self.see_used is not None:
             self.see_used(run)
+        run.view.let_go()
 
     def _compute(self) -> None:
         """Where the optimizer leaves something else in ``grad``: from what ours left and the Trainer's formula."""
