@@ -87,7 +87,6 @@ class Reading:
         return Reading(self.plan, self.norm_type, self.pieces * factors, self.by_unit, self.scaled)
 
 
-@torch.no_grad()
 def measure(
     plan: Plan, values: Sequence[Tensor | None], norm_type: float = 2.0, units: bool = False, scaled: bool = False
 ) -> Reading:
@@ -100,6 +99,8 @@ def measure(
 
     Of DTensors each process reads what it holds, and one collective per mesh, which all processes must come to, makes
     of it the norms of the whole: the same bits on all of them, so that all of them read again or none does.
+
+    To be called under `torch.no_grad`.
     """
     reading = Reading(plan, norm_type, piece_norms(plan, values, norm_type, units), units)
     if norm_type != inf and (scaled or (plan.device.type == "cpu" and not _fits(reading))):

@@ -17,13 +17,12 @@ def elements(gradient: Tensor) -> Tensor:
     return gradient._values() if gradient.is_sparse else gradient
 
 
-@torch.no_grad()
 def rescale_(plan: Plan, gradients: Sequence[Tensor | None], factors: Tensor) -> None:
     """Multiply the gradients in place by ``factors``: (1,) for all, (T,) per tensor, (U,) per unit.
 
     A factor of exactly 1 keeps the bits. Where the factors lie on the CPU they are looked at, and only what
     changes is written; on another device everything is multiplied, so that nothing waits for the host. Of a DTensor
-    each process multiplies what it holds.
+    each process multiplies what it holds. To be called under `torch.no_grad`.
     """
     if plan.shards is not None:
         gradients = [None if one is None else held(one) for one in gradients]
@@ -37,10 +36,9 @@ def rescale_(plan: Plan, gradients: Sequence[Tensor | None], factors: Tensor) ->
 
 
 def _rescale_tensors(gradients: Sequence[Tensor | None], factors: Tensor) -> None:
-    half = any(one is not None and one.dtype in _HALF for one in gradients)
-    if factors.numel() == 1 and not half:
-        present = [elements(one) for one in gradients if one is not None] if factors.item() != 1.0 else []
-        if present:
+    present = [one._values() if one.is_sparse else one for one in gradients if one is not None]
+    if factors.numel() == 1 and {one.dtype for one in present}.isdisjoint(_HALF):
+        if present and factors.item() != 1.0:
             torch._foreach_mul_(present, factors.view(()))
         return
     factors = factors.expand(len(gradients))

@@ -113,10 +113,14 @@ class ZScore(Warmup):
         residual, deviation = x - state.mean, state.var.sqrt().clamp(min=_FLOOR if self.robust else 0)
         z = residual / (deviation if self.robust else deviation + _PAPER_EPS)
         spike = z > self.z_max
-        trigger, reduced = self.z_max * deviation, float(self.z_max) ** 2 * deviation / z
-        wanted = state.mean + torch.where(spike, reduced, trigger)
-        limit = _WINSOR * deviation if self.robust else torch.where(spike, reduced, torch.inf)
+        spiked = spike.device.type != "cpu" or bool(spike.any())  # most steps have no spike, which the host may see
+        above = self.z_max * deviation
+        if spiked:
+            above = torch.where(spike, float(self.z_max) ** 2 * deviation / z, above)
+        limit = _WINSOR * deviation if self.robust else torch.where(spike, above, torch.inf)
         pushed = state.mean + residual.clamp(-limit, limit)
-        targets = wanted.exp() if self.robust else wanted
-        targets = torch.where(spike, targets, torch.maximum(targets, torch.where(observed, norms, 0)))
+        targets = state.mean + above
+        targets = targets.exp() if self.robust else targets
+        calm = torch.maximum(targets, torch.where(observed, norms, 0))
+        targets = torch.where(spike, targets, calm) if spiked else calm
         return targets, push_exponential(state, pushed, observed, self.decay)
