@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from lightning_calib.schedules import Polyak as Polyak
     from lightning_calib.schedules import SpikeBackoff as SpikeBackoff
     from lightning_calib.schedules import refine_schedule as refine_schedule
+    from lightning_calib.tensorboard.read_events import read_events as read_events
 
 __version__ = "0.1.0"
 
@@ -51,6 +52,7 @@ _HOMES = {
     "functional": "Observation Policy SegmentReport",
     "report": "Finding Report",
     "report.incident": "NonFiniteGradientError",
+    "tensorboard.read_events": "read_events",
     "schedules": "DistanceOverGradients InverseNorm LearningRateRule Measurement Polyak SpikeBackoff refine_schedule",
     "policies": "EMARelative GradientStabilizer MaxNorm Percentile WeightRelative ZScore",
 }

@@ -25,6 +25,9 @@ MAY_IMPORT = {
     "fit": ENGINE | {"lightning", "numpy", "report"},
     "incidents": ENGINE,
     "dashboard": ENGINE | {"tensorboard", "report"},
+    "cli.py": {"report", "tensorboard", "schedules", "doctor"},
+    "doctor.py": set(),
+    "__main__.py": {"cli"},
     "callbacks": ENGINE | {"lightning", "report", "fit", "incidents", "dashboard"},
 }
 STANDARD = set(sys.stdlib_module_names)
@@ -145,7 +148,7 @@ def test_a_public_name_is_listed_in_one_other_place() -> None:
         for alias in node.names
     ]
     assert sorted(listed) == sorted(set(listed))
-    assert set(listed) >= set(PUBLIC) - {"NonFiniteGradientError"}  # its home is a file
+    assert set(listed) >= set(PUBLIC) - {"NonFiniteGradientError", "read_events"}  # whose homes are files
 
 
 def test_no_file_is_called_utils_and_none_is_long() -> None:

@@ -42,7 +42,7 @@ def natural(name: str) -> list[Any]:
 
 
 def _listed(found: Sequence[Records]) -> list[dict[str, Any]]:
-    return [event for each in found for value in each.values for event in _events(value.item())]
+    return [event for each in found for value in each.values for event in parse_events(value.item())]
 
 
 def _described(run: Run) -> dict[str, Any]:
@@ -60,7 +60,12 @@ def _optimizer(index: int, series: list[Series]) -> dict[str, Any]:
     return {"optimizer": index, "name": last.about.optimizer_name, "kinds": kinds, "last_step": last.last_step}
 
 
-def _events(text: Any) -> list[dict[str, Any]]:
+def parse_events(text: Any) -> list[dict[str, Any]]:
+    """The events of one record.
+
+    Raises:
+        Refused: If it is not what was promised.
+    """
     try:
         found = json.loads(text)
     except (ValueError, RecursionError, TypeError):

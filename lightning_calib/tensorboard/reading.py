@@ -109,7 +109,7 @@ class Reader:
         for series in chosen:  # once more: another provider than TensorBoard's own two has expanded without asking
             data = found.get(series.tag, [])
             screen.check(series.tag, [datum.step for datum in data], [form_of_array(datum.numpy) for datum in data])
-        return [screen.refused.get(one.tag) or _ordered(one, found.get(one.tag, []), most) for one in chosen]
+        return [screen.refused.get(one.tag) or in_order(one, found.get(one.tag, []), most) for one in chosen]
 
 
 class _Screen:
@@ -128,7 +128,7 @@ class _Screen:
         """Remember the first record that is wrong."""
         try:
             for step, form in zip(steps, forms, strict=True):
-                _check(self._series[tag], step, form)
+                check(self._series[tag], step, form)
         except Refused as refusal:
             self.refused[tag] = refusal
 
@@ -148,7 +148,8 @@ def _checked(run: str, tags: Any) -> Run:
     return Run(series, [*problems[:MOST_PROBLEMS], *([f"and {more} more"] if more > 0 else [])])
 
 
-def _check(series: Series, step: int, form: Form) -> None:
+def check(series: Series, step: int, form: Form) -> None:
+    """Refuse a record that is not what the metadata of its tag promise."""
     where = f"{series.tag} of run {shown(series.run)}"
     require(0 <= step <= MOST_STEP, f"step in {where}", f"from 0 to {MOST_STEP}", step)
     at, about = f"{where} at step {step}", series.about
@@ -160,7 +161,7 @@ def _check(series: Series, step: int, form: Form) -> None:
     require(form.held == 4 * about.numbers, at, f"{4 * about.numbers} bytes of numbers", form.held)
 
 
-def _ordered(series: Series, data: list[Any], most: int) -> Records:
+def in_order(series: Series, data: list[Any], most: int) -> Records:
     """Without records that a resumed run has overwritten, should the loader have left them."""
     steps = np.array([datum.step for datum in data], np.int64)
     walls = np.nan_to_num(np.array([datum.wall_time for datum in data], np.float64), posinf=0.0, neginf=0.0)

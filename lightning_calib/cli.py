@@ -1,0 +1,242 @@
+"""The command line ``lightning-calib``: what event files say, without torch, Lightning or TensorBoard's server."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+FORMATS = ("text", "json", "markdown")
+SCHEMA = 1  # of what `--format json` prints
+_LONG = 2**22  # bytes; reading takes about a second for each
+
+
+class Unreadable(Exception):  # noqa: N818  # an answer, not an error of ours
+    """What was asked for cannot be read; the text says why and what to do."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: Without the program's name; None for those of the process.
+
+    Returns:
+        The exit code: 0; of ``check`` 1 for a finding of severity act; of ``doctor`` 1 where the package cannot run; 2
+        if something cannot be read or written.
+    """
+    asked = _parser().parse_args(arguments)
+    try:
+        text, code = asked.run(asked)
+        _write(text, asked.output)
+    except (Unreadable, OSError, ValueError) as trouble:
+        if isinstance(trouble, BrokenPipeError):  # the reader has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        print(f"lightning-calib: {trouble}", file=sys.stderr)
+        return 2
+    return int(code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lightning-calib", description="What the event files of runs with GradientMonitor say."
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, run: Callable[[argparse.Namespace], tuple[str, int]], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("--output", type=Path, metavar="FILE", help="write there and not to the terminal")
+        command.set_defaults(run=run)
+        return command
+
+    for name, run, text in (
+        ("report", _report, "A verdict, findings and advice; several runs also side by side."),
+        ("check", _check, "A paragraph and one next experiment. Exits 0, or 1 for a finding of severity act, or 2."),
+    ):
+        command = add(name, run, text)
+        command.add_argument("logdir", type=Path, nargs="+", metavar="LOGDIR", help="a run, or a folder with runs")
+        command.add_argument("--format", type=_format, default="text", help=", ".join(FORMATS))
+    refine = add("refine-schedule", _refine, "A learning-rate schedule from the gradient norms of a finished run.")
+    refine.add_argument("logdir", type=Path, metavar="LOGDIR", help="one run")
+    refine.add_argument("--optimizer", type=int, default=0, metavar="INDEX", help="of several optimizers, from 0")
+    refine.add_argument("--kind", choices=("sgd", "adam"), help="its kind, where the files do not tell")
+    refine.add_argument("--smoothing", type=float, default=0.1, help="window as a fraction of the run, in [0, 1]")
+    refine.add_argument("--format", choices=("json", "csv"), default="json")
+    doctor = add("doctor", _doctor, "Versions, the tab, the GPU, combinations that are known to be bad.")
+    doctor.add_argument("--format", type=_format, default="text", help=", ".join(FORMATS))
+    return parser
+
+
+def _format(text: str) -> str:
+    if text not in FORMATS:
+        raise argparse.ArgumentTypeError(
+            f"`--format` must be one of {', '.join(FORMATS)}, got {text!r}. Use markdown for a page to read."
+        )
+    return text
+
+
+def _write(text: str, output: Path | None) -> None:
+    text = text if text.endswith("\n") else text + "\n"
+    if output is None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    elif not output.absolute().parent.is_dir():
+        raise Unreadable(f"`--output` must be a file in a folder that exists, got {output}. Make the folder first.")
+    else:
+        output.write_text(text, encoding="utf-8")
+
+
+def _reports(logdirs: Sequence[Path]) -> dict[str, Any]:
+    """Of every run its report; what could not be read of it goes to stderr."""
+    from lightning_calib.report import Report
+    from lightning_calib.tensorboard.event_runs import runs_of
+    from lightning_calib.tensorboard.find_runs import runs_in
+    from lightning_calib.tensorboard.read_events import read_run
+
+    found = {_name(logdir, run.name, logdirs): run for logdir in logdirs for run in runs_in(logdir)}
+    progress, reports, empty = Progress(sum(run.size for run in found.values())), {}, []
+    for name, run in found.items():
+        rows = read_run(run, progress)
+        progress.end()
+        for problem in rows.problems:
+            print(f"lightning-calib: {name}: {problem}", file=sys.stderr)
+        if rows.optimizers:
+            reports[name] = Report(runs_of(rows)), rows.problems
+        else:
+            empty.append(name)
+    if not reports:
+        raise Unreadable(
+            f"{', '.join(empty)} must have a row of lightning-calib, and has none that can be read. A run writes its "
+            "first row after `log_every_n_steps` steps: train longer, or use `GradientMonitor(every_n_steps=1)`."
+        )
+    for name in empty:
+        print(f"lightning-calib: {name} has no row yet, and is left out.", file=sys.stderr)
+    return reports
+
+
+def _name(logdir: Path, run: str, logdirs: Sequence[Path]) -> str:
+    """A run's name: below one folder its own, else with the folder as it was given."""
+    if run == ".":
+        return str(logdir) if logdir.name else logdir.absolute().name
+    return run if len(logdirs) == 1 else (logdir / run).as_posix()
+
+
+class Progress:
+    """A line on stderr while much is read, if that is a terminal.
+
+    Args:
+        total: Bytes that will be read.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total, self.read, self.shown = total, 0, -1
+        self.on = total > _LONG and sys.stderr.isatty()
+
+    def __call__(self, size: int) -> None:
+        """So many more bytes have been read."""
+        self.read += size
+        percent = min(100, 100 * self.read // max(1, self.total))
+        if self.on and percent != self.shown:
+            self.shown = percent
+            print(f"\rreading {self.total / 2**20:,.0f} MiB: {percent} %", end="", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """Take the line away."""
+        if self.on and self.shown >= 0:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def _report(asked: argparse.Namespace) -> tuple[str, int]:
+    from lightning_calib.report.side_by_side import as_markdown, as_text, side_by_side
+
+    reports = _reports(asked.logdir)
+    if asked.format == "json":
+        runs = [{"run": name, "problems": [*told], **one.as_dict()} for name, (one, told) in reports.items()]
+        return _json({"schema": SCHEMA, "runs": runs}), 0
+    markdown, several = asked.format == "markdown", len(reports) > 1
+    parts = []
+    if several:
+        lines = side_by_side({name: one for name, (one, _) in reports.items()})
+        parts.append(as_markdown(lines) if markdown else as_text(lines))
+    for name, (one, _) in reports.items():
+        heading = f"## {name}\n\n" if markdown else f"{name}\n"
+        parts.append((heading if several else "") + (one.to_markdown().rstrip() if markdown else str(one)))
+    return "\n\n".join(parts), 0
+
+
+def _check(asked: argparse.Namespace) -> tuple[str, int]:
+    reports = _reports(asked.logdir)
+    acts = any(finding.severity == "act" for one, _ in reports.values() for finding in one.findings)
+    runs = []
+    for name, (one, told) in reports.items():
+        more = [finding.sentence for finding in one.findings if finding.severity != "note"][1:]
+        codes = [{"code": finding.code, "severity": finding.severity} for finding in one.findings]
+        paragraph = " ".join([one.verdict, *more])
+        runs.append(
+            {"run": name, "paragraph": paragraph, "next": one.suggestion, "findings": codes, "problems": [*told]}
+        )
+    if asked.format == "json":
+        return _json({"schema": SCHEMA, "exit_code": int(acts), "runs": runs}), int(acts)
+    frame = (
+        "**{run}**: {paragraph}\n\n**Next**: {next}"
+        if asked.format == "markdown"
+        else "{run}: {paragraph}\nNext: {next}"
+    )
+    told = [frame.format(**run | {"next": run["next"] or "nothing has to be changed."}) for run in runs]
+    return "\n\n".join(told), int(acts)
+
+
+def _refine(asked: argparse.Namespace) -> tuple[str, int]:
+    from lightning_calib.tensorboard.event_runs import runs_of
+    from lightning_calib.tensorboard.find_runs import one_run
+    from lightning_calib.tensorboard.read_events import read_run
+
+    files = one_run(asked.logdir)
+    progress = Progress(files.size)
+    rows = read_run(files, progress)
+    progress.end()
+    runs = {one.optimizer: run for one, run in zip(rows.optimizers, runs_of(rows), strict=True)}
+    if asked.optimizer not in runs:
+        raise Unreadable(f"`--optimizer` must be one of {[*runs]} in {asked.logdir}, got {asked.optimizer}.")
+    run = runs[asked.optimizer]
+    kind = asked.kind or _kind(run.facts)
+    norms, steps = run.scalars.grad_norm_before, run.scalars.step.tolist()
+    from lightning_calib.schedules import refine_schedule  # the only command that needs torch
+
+    factors = refine_schedule(norms.tolist(), kind, smoothing=asked.smoothing).tolist()
+    if asked.format == "csv":
+        lines = [f"{step},{factor!r}" for step, factor in zip(steps, factors, strict=True)]
+        return "\n".join(["step,factor", *lines]), 0
+    named = {"run": files.name, "optimizer": asked.optimizer, "name": run.facts.optimizer, "kind": kind}
+    return _json({"schema": SCHEMA, **named, "steps": steps, "factors": factors}), 0
+
+
+def _kind(facts: Any) -> str:
+    from lightning_calib.report.optimizer_kind import optimizer_kind
+
+    kinds = {group.kind for group in facts.groups} or {optimizer_kind([facts.optimizer])}
+    if kinds not in ({"sgd"}, {"adam"}):
+        raise Unreadable(
+            f"`--kind` must be given for {facts.optimizer or 'an optimizer without a name'}: the method is published "
+            "for SGD and for Adam. Use `--kind adam` where each element has a scale of its own, else `--kind sgd`."
+        )
+    return str(kinds.pop())
+
+
+def _doctor(asked: argparse.Namespace) -> tuple[str, int]:
+    from lightning_calib.doctor import examine
+
+    found = examine()
+    if asked.format == "json":
+        return _json({"schema": SCHEMA, **found.as_dict()}), found.exit_code
+    return found.to_markdown() if asked.format == "markdown" else str(found), found.exit_code
+
+
+_json = partial(json.dumps, indent=2, allow_nan=False, ensure_ascii=False)
+
+if __name__ == "__main__":
+    sys.exit(main())
