@@ -236,7 +236,7 @@ def _doctor(asked: argparse.Namespace) -> tuple[str, int]:
     return found.to_markdown() if asked.format == "markdown" else str(found), found.exit_code
 
 
-_json = partial(json.dumps, indent=2, allow_nan=False, ensure_ascii=False)
+_json = partial(json.dumps, indent=2, allow_nan=False)
 
 if __name__ == "__main__":
     sys.exit(main())

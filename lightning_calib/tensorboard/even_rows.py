@@ -9,6 +9,7 @@ from lightning_calib.report.run import Floats
 
 Steps = NDArray[np.int64]
 LARGEST = ("grad_norm_max", "loss_max", "norm_shift", "peak")  # since the last row
+_ENDS = 5  # gaps that say how far rows are apart at the beginning and at the end
 MEANS = ("loss", "factor", "clip_fraction")  # since the last row
 
 
@@ -67,7 +68,7 @@ def groups(steps: Steps, at: NDArray[np.bool_], most: int) -> Groups:
     if len(full) < 2:
         return Groups(np.arange(rows), rows)
     gaps = np.diff(full)
-    finest, coarsest = int(np.median(gaps[: len(gaps) // 4 + 1])), int(np.median(gaps[-(len(gaps) // 4 + 1) :]))
+    finest, coarsest = int(np.median(gaps[:_ENDS])), int(np.median(gaps[-_ENDS:]))
     if coarsest <= finest and rows <= min(most, len(full)):
         return Groups(np.arange(rows), rows)
     width = max(coarsest, finest, 1)

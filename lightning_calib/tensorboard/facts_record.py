@@ -6,7 +6,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from lightning_calib.report.run import Clipper, Facts, Group
-from lightning_calib.tensorboard.refused import Refused, require
+from lightning_calib.tensorboard.refused import Refused, require, shown
 
 SCHEMA = 1
 T = TypeVar("T")
@@ -71,6 +71,10 @@ def _object(found: Any, name: str) -> dict[str, Any]:
 def _record(kind: type[T], found: Any, name: str) -> T:
     """A NamedTuple from an object; what the object says beyond it is of a later version, and left out."""
     hints, said = get_type_hints(kind), _object(found, name)
+    optional: dict[str, Any] = getattr(kind, "_field_defaults", {})
+    for key in hints:
+        if key not in said and key not in optional:
+            raise Refused(f"`{name}` must have `{key}`, got {shown(found)}")
     return kind(**{key: _fit(said[key], hint, f"{name}.{key}") for key, hint in hints.items() if key in said})
 
 

@@ -78,7 +78,11 @@ def read_run(run: RunFiles, progress: Callable[[int], None] = lambda size: None)
     for index in indices:
         mine = [one for one in series if one.about.optimizer == index]
         records = _records(mine, loaded, problems)
-        rows = _optimizer(index, mine, records, tags.get(index, {}), problems)
+        try:
+            rows = _optimizer(index, mine, records, tags.get(index, {}), problems)
+        except Refused as refusal:  # a table that would not fit
+            problems.append(str(refusal))
+            continue
         found += [rows] if len(rows.step) or rows.layers is not None else []
         for text in (value for one in records if one.about.kind == EVENTS for value in one.values):
             try:
