@@ -10,6 +10,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.types_pb2 import DT_FLOAT
 
 from lightning_calib.tensorboard.contract import PLUGIN
+from lightning_calib.tensorboard.lists import natural
 
 MARK = "tfevents"  # in the name of every event file
 _FRAME = 16  # bytes around a record: its length, and two checksums
@@ -22,7 +23,7 @@ class RunFiles(NamedTuple):
     Attributes:
         name: The folder, relative to where the search began; "." for that folder itself.
         folder: The folder.
-        files: Its event files, in the order in which TensorBoard reads them.
+        files: Its event files in the order in which they were opened: their names have a second, and then a number.
     """
 
     name: str
@@ -72,7 +73,7 @@ def find_runs(logdir: Path) -> list[RunFiles]:
     found = []
     for place, folders, names in os.walk(logdir):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        files = sorted(Path(place) / name for name in names if MARK in name)
+        files = [Path(place) / name for name in sorted(names, key=natural) if MARK in name]
         if files:
             found.append(RunFiles(Path(place).relative_to(logdir).as_posix(), Path(place), tuple(files)))
     return found

@@ -154,6 +154,16 @@ def test_a_scalar_that_ended_before_the_resumption_does_not_stand_again() -> Non
     np.testing.assert_array_equal(scalars["loss_scale"], [9, np.nan, np.nan, np.nan])
 
 
+def test_files_of_one_second_are_read_in_the_order_of_their_numbers() -> None:
+    for number, steps in ((9, (9, 19, 29)), (10, (19, 29, 39))):
+        with SummaryWriter("logs", filename_suffix=".new") as writer:
+            for step in steps:
+                writer.add_scalar("calib/grad_norm_before", number, step)
+        (path,) = Path("logs").glob("*.new")
+        path.rename(path.with_name(f"events.out.tfevents.1700000000.host.1.{number}"))
+    np.testing.assert_array_equal(read_events("logs").optimizers[0].scalars["grad_norm_before"], [9, 10, 10, 10])
+
+
 def test_of_a_long_run_the_rows_become_as_far_apart_as_those_of_its_end() -> None:
     monitor = logged_fit(Tiny(gains={777: 100.0}), 2100, log_every_n_steps=1)
     rows = read_events("logs").optimizers[0]
