@@ -65,11 +65,12 @@ def test_every_optimizer_has_its_own() -> None:
 
 
 def test_a_gradient_that_is_not_finite_and_a_skipped_step_come_back() -> None:
-    monitor = logged_fit(Tiny(gains={5: float("nan"), 6: float("inf")}), 20, callbacks=[NonFiniteGuard("skip")])
+    monitor = logged_fit(Tiny(gains={4: float("nan"), 5: float("inf")}), 20, callbacks=[NonFiniteGuard("skip")])
     (found,), (kept,) = runs_of(read_events("logs")), monitor.report().runs
     assert_same(found, kept)
     assert (found.counts.nonfinite, found.counts.skipped) == (2, 2)
     assert np.isinf(found.scalars.grad_norm_before).any()
+    assert np.isnan(found.scalars.grad_norm_max[2]), "neither step of that row was finite"
     assert np.isnan(found.scalars.grad_norm_after).any()
 
 
