@@ -80,7 +80,7 @@ def _range(one: Measured) -> str:
     rows = rows[rows > 0]
     if norms is None and not len(rows):
         return " no gradient was finite and above zero"
-    where = "" if norms is not None else f", of which {count(len(rows), 'row')} {was(len(rows))} logged,"
+    where = "" if norms is not None else f" ({count(len(rows), 'logged row')})"
     if norms is None:
         highest = max(rows.max(), finite(one.run.scalars.grad_norm_max).max(initial=0.0))
         norms = Norms(rows.min(), float(np.median(rows)), float(np.percentile(rows, 95)), float(highest))

@@ -21,7 +21,7 @@ def test_norms_of_rows_are_told_as_such():
     run = healthy()
     run.scalars.grad_norm_max[3] = 77.0
     found = last_sentence(run)
-    assert f"optimizer steps, of which {len(run.scalars.step)} rows were logged, the gradient norm ran from " in found
+    assert f"optimizer steps ({len(run.scalars.step)} logged rows) the gradient norm ran from " in found
     assert " to 77 (half" in found
 
 
