@@ -9,6 +9,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_calib.callbacks.base import CalibratedCallback
+from lightning_calib.callbacks.incident_facts import facts_of
+from lightning_calib.fit.batch_rerun import BatchRerun, Forward
 from lightning_calib.fit.messages import warn
 from lightning_calib.fit.participant import FitStart, Needs, Row
 from lightning_calib.fit.scalar_row import counters
@@ -16,17 +18,17 @@ from lightning_calib.fit.session import Session
 from lightning_calib.functional.checks import check_choice, check_count, message
 from lightning_calib.functional.dtensor import whole
 from lightning_calib.functional.finiteness import Bad, look_closer
-from lightning_calib.functional.plan import Plan
 from lightning_calib.incidents.batch_files import BatchFiles
 from lightning_calib.incidents.batch_norm_backup import BatchNormBackup, broken
 from lightning_calib.incidents.culprit import Culprit, culprit
 from lightning_calib.incidents.drop_step import drop, seen_by_scaler
 from lightning_calib.incidents.incident_log import IncidentLog
 from lightning_calib.incidents.micro_batches import MicroBatches
-from lightning_calib.report.incident import Incident, NonFiniteGradientError, describe, hopeless
+from lightning_calib.incidents.retrace import Retrace
+from lightning_calib.incidents.trace import Traced
+from lightning_calib.report.incident import NonFiniteGradientError, hopeless, outcome, told
 from lightning_calib.steps.gradient_view import GradientView
 from lightning_calib.steps.optimizer_memory import OptimizerMemory
-from lightning_calib.steps.scaled_rates import rate_of
 from lightning_calib.steps.step_record import Overflow, StepRecord
 
 
@@ -34,9 +36,9 @@ class NonFiniteGuard(CalibratedCallback):
     """Watch for gradients that are not finite, before any clipping can hide them: one NaN makes every gradient NaN.
 
     Looks when the first of our callbacks does, wherever it stands in the list. Only on an incident it looks closer, and
-    says in one line: step (the x of the charts), epoch, batch; how many tensors of how many, and the deepest listed of
-    them (the last in module order, not necessarily the cause) with its counts of NaN and Inf; loss, learning rate, loss
-    scale; what else is not finite; what is done.
+    says in one line: step (the x of the charts), epoch, batch; how many tensors, the deepest listed of them (the last
+    in module order, not necessarily the cause), the finite ones around; loss, rate, loss scale; the last finite norm
+    and update; what else is bad; what is done; and the likely cause. Told are the 1st, 2nd, 4th, 8th, ... incident.
 
     Args:
         action: ``"warn"`` tells and changes nothing. ``"skip"`` drops the step exactly: parameters and optimizer state
@@ -47,13 +49,17 @@ class NonFiniteGuard(CalibratedCallback):
         save_batch_to: A folder. Each incident leaves one file there, at most ten per process: the micro-batches whose
             loss was not finite (all of the window if none was), their indices, the random states before each, and the
             sentence; ``torch.load(weights_only=True)`` reads it. The batches of a window are kept alive for it.
+        trace: After an incident that is told, run its batch once more, and name the first module and operation that
+            was not finite, forward or backward. A callable runs in place of ``training_step``, as ``trace(module,
+            batch)``, and returns the loss; manual optimization needs one.
 
     Raises:
         TypeError: If an argument has the wrong type.
         ValueError: If one is out of range.
         NonFiniteGradientError: In training: with ``"raise"``, or beyond a limit.
         MisconfigurationException: Under a strategy or with an optimizer where gradients cannot be read right, and for
-            ``"skip"`` with ``Trainer(gradient_clip_algorithm="value")``, which fails on dropped gradients.
+            ``"skip"`` with ``Trainer(gradient_clip_algorithm="value")``, which fails on dropped gradients; with
+            ``trace=True`` where ``training_step`` cannot be run again.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -65,17 +71,19 @@ class NonFiniteGuard(CalibratedCallback):
         every callback of ours logs.
 
     Checkpoint:
-        Incidents in a row and in all, the last five sentences, and which of the last 200 steps a GradScaler skipped.
+        Incidents in a row and in all, their steps, the last five sentences, the last 64 finite norms and the last
+        measured update, and which of the last 200 steps a GradScaler skipped.
 
     Note:
         Costs one boolean per step brought to the host. With a GradScaler an overflow is part of its work: the gradient
         stays as it is, so that the scale goes down, and there is no incident unless the loss itself is not finite, the
         scale has fallen below 1, or the scaler has not seen it; on an incident the scale goes down all the same. With
-        accumulation the window is dropped as a whole. The learning-rate schedule and ``global_step`` advance on a
-        skipped step, as they do when a GradScaler skips.
+        accumulation the window is dropped as a whole. The schedule and ``global_step`` advance on a skipped step, as
+        they do when a GradScaler skips. ``trace`` costs an ordinary step nothing but to keep its batch and random
+        states; the re-run puts back all but Python objects, other than modules, that ``training_step`` changes.
     """
 
-    _transient: ClassVar[tuple[str, ...]] = (*CalibratedCallback._transient, "_window", "_backup")
+    _transient: ClassVar[tuple[str, ...]] = (*CalibratedCallback._transient, "_window", "_backup", "_retrace")
 
     def __init__(
         self,
@@ -84,6 +92,7 @@ class NonFiniteGuard(CalibratedCallback):
         max_consecutive: int = 5,
         max_total: int | None = None,
         save_batch_to: str | Path | None = None,
+        trace: bool | Forward = False,
     ) -> None:
         super().__init__()
         check_choice("action", action, ("warn", "skip", "raise"), 'Use "skip" to drop bad steps and carry on.')
@@ -92,8 +101,12 @@ class NonFiniteGuard(CalibratedCallback):
             check_count("max_total", max_total, "Use for instance 100, or None, the default, for no limit.")
         if save_batch_to is not None and not isinstance(save_batch_to, (str, Path)):
             raise TypeError(message("save_batch_to", "a folder's path or None", save_batch_to, 'Use "bad_batches".'))
+        if not (isinstance(trace, bool) or callable(trace)):
+            raise TypeError(
+                message("trace", "True, False, or a callable of the module and a batch", trace, "Use True.")
+            )
         self.action, self.max_consecutive, self.max_total = action, max_consecutive, max_total
-        self.save_batch_to = save_batch_to
+        self.save_batch_to, self.trace = save_batch_to, trace
         self._needs = Needs(acts=action != "warn", guards=True)
 
     # Before the step
@@ -107,8 +120,10 @@ class NonFiniteGuard(CalibratedCallback):
             )
         self._backup = BatchNormBackup(fit.module)
         self._files = BatchFiles(self.save_batch_to)
-        self._order = {name: i for i, name in enumerate(Plan.of(fit.module).names)}
-        self._window = MicroBatches(keep=self.save_batch_to is not None)
+        self._window = MicroBatches(keep=self.save_batch_to is not None or self.trace is not False)
+        rerun = BatchRerun.of(self._label, fit.trainer, fit.module, self.trace)
+        sharded = any(view.plan.shards is not None for view in fit.views)
+        self._retrace = None if rerun is None else Retrace(rerun, sharded=sharded)
         return f"{self._label}: {self.action}"
 
     def _lay(self, view: GradientView) -> IncidentLog:
@@ -135,6 +150,7 @@ class NonFiniteGuard(CalibratedCallback):
         if self._session is not None:
             automatic = pl_module.automatic_optimization
             self._window.closed = not trainer.fit_loop._should_accumulate() if automatic else self._window.stepped
+            self._window.let_go()
 
     # At the step
 
@@ -161,7 +177,9 @@ class NonFiniteGuard(CalibratedCallback):
         routine = scale is not None and seen_by_scaler(view)
         if scale is not None and routine:
             log.overflow()
-            self._warn_of_scaler(log, scale)
+            trouble = log.falls_sick(scale)
+            if trouble:
+                warn(trouble)
             routine = not found.lost and scale >= 1
         if not routine:
             incident, fatal = self._report(session, view, found, bad, scale)
@@ -177,36 +195,38 @@ class NonFiniteGuard(CalibratedCallback):
 
     def _observe(self, view: GradientView, record: StepRecord) -> None:
         """The step is over: a streak ends with a healthy one."""
-        self._own[view.index].close()
+        self._own[view.index].close(record.norm_before)
 
     def _report(
         self, session: Session, view: GradientView, found: Culprit, bad: Sequence[Bad], scale: float | None
     ) -> tuple[tuple[int, str, str], NonFiniteGradientError | None]:
         """Say what was found and save the evidence; returns it for the tab, and what ends the run if it is enough."""
-        log, trainer = self._own[view.index], session.trainer
-        log.incident()
-        limit = self._limit(log)
+        log, trainer, window = self._own[view.index], session.trainer, self._window
+        log.incident(session.step)
+        limit, loud = self._limit(log), log.loud
+        others, ruined = broken(session.module, self._backup, put_back=self.action == "skip")
         parts = trainer.accumulate_grad_batches if session.module.automatic_optimization else 1
-        rate = rate_of(view.optimizer.param_groups[0])
-        deepest = max(bad, key=lambda one: self._order.get(one.name, -1))
-        incident = Incident(
-            where=f"step {session.step} (epoch {trainer.current_epoch}, batch {self._window.index})",
-            bad=len(bad),
-            tensors=len(view.plan.tensors),
-            deepest=str(deepest),
-            loss=self._window.loss(parts / (scale or 1.0)),
-            rate=None if rate is None else float(rate),
+        unscale, traced = parts / (scale or 1.0), Traced("")
+        if self._retrace is not None and (loud or limit) and not ruined:
+            traced = self._retrace(window, 1 / unscale)
+        incident = facts_of(session, view, bad, found)._replace(
+            where=f"step {session.step} (epoch {trainer.current_epoch}, batch {window.index})",
+            loss=None if found.loss is None else found.loss * unscale,
             scale=scale,
-            broken=broken(session.module, self._backup, put_back=self.action == "skip"),
-            origin=found.text,
+            ruined=ruined,
+            broken=others,
+            traced=traced.text,
+            named=traced.found,
+            **log.before(session.step)._asdict(),
         )
-        text = describe(incident, self._outcome(log, limit, seen=seen_by_scaler(view)))
+        done = outcome(self.action, len(window.micros), log, ends=bool(limit), seen=seen_by_scaler(view))
+        facts, text = told(incident, done, first=log.total == 1)
         saved = self._files.save(text, found.evidence, trainer.global_rank, session.step)
-        log.remember(text)
-        if log.loud:
+        log.remember(facts)
+        if loud or limit:
             warn(f"{text} {saved}".strip())
-        fatal = NonFiniteGradientError(hopeless(limit, log.last, trainer.precision)) if limit else None
-        return (session.step, deepest.name, text), fatal
+        fatal = hopeless(limit, log.last, incident, log.steps, log.total) if limit else None
+        return (session.step, incident.deepest, text), fatal
 
     def _limit(self, log: IncidentLog) -> str:
         """Why the run ends here; empty if it does not."""
@@ -215,33 +235,15 @@ class NonFiniteGuard(CalibratedCallback):
         beyond = log.beyond(self.max_consecutive, self.max_total) if self.action == "skip" else ""
         return beyond and f"{beyond} Raise the limit only if the data, not the model, is to blame."
 
-    def _outcome(self, log: IncidentLog, limit: str, *, seen: bool) -> str:
-        micros = len(self._window.micros)
-        window = f" (a window of {micros} micro-batches)" if micros > 1 else ""
-        if limit:
-            done = "the run ends here"
-        elif self.action == "skip":
-            done = f"the step{window} is skipped"
-        else:
-            done = f"the GradScaler skips the step{window}" if seen else "the step goes on as it is"
-        return f"{done}, {log.row} in a row, {log.total} in all"
-
-    def _warn_of_scaler(self, log: IncidentLog, scale: float) -> None:
-        reason = log.falls_sick(scale)
-        if reason:
-            warn(
-                f"the GradScaler does not find a scale that works: {reason}. Use precision='bf16-mixed', a larger "
-                "epsilon where the model divides, or a shorter growth_interval; if the loss itself grows, a lower "
-                "learning rate."
-            )
-
     def _finish(self) -> None:
         """Let go of the batches and of the module's buffers."""
-        self.__dict__.pop("_window", None)
-        self.__dict__.pop("_backup", None)
+        for name in ("_window", "_backup", "_retrace"):
+            self.__dict__.pop(name, None)
 
     def _row(self, view: GradientView, record: StepRecord, memory: OptimizerMemory) -> Row:
-        """The counters."""
+        """The counters. How far the step moved the weights is evidence: kept twice, it is the same."""
+        if self._session is not None and record.update is not None:
+            self._own[view.index].see_moved(self._session.step, record.update.ratio)
         row = counters(memory.steps)
         if record.turn and record.rates is not None and record.rates.loss_scale is not None:
             row["calib/loss_scale"] = record.rates.loss_scale

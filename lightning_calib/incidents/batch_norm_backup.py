@@ -40,8 +40,12 @@ class BatchNormBackup:
         return bad
 
 
-def broken(module: nn.Module, statistics: BatchNormBackup, *, put_back: bool) -> str:
-    """What is not finite besides the gradient, as part of a sentence; BatchNorm's statistics are mended if asked."""
+def broken(module: nn.Module, statistics: BatchNormBackup, *, put_back: bool) -> tuple[str, bool]:
+    """What is not finite besides the gradient, as part of a sentence; BatchNorm's statistics are mended if asked.
+
+    Returns:
+        The text, and whether weights are not finite.
+    """
     mended = statistics.put_back() if put_back else []
     weights = not_finite((name, weight.detach()) for name, weight in module.named_parameters())
     bad = not_finite(statistics.live.items())
@@ -53,7 +57,7 @@ def broken(module: nn.Module, statistics: BatchNormBackup, *, put_back: bool) ->
         ("BatchNorm statistics are not finite (%s)" + " and were not before the window" * put_back, bad),
         ("other buffers are not finite and stay so (%s)", others),
     ]
-    return "; ".join(text % _some(names) for text, names in parts if names)
+    return "; ".join(text % _some(names) for text, names in parts if names), bool(weights)
 
 
 def _some(names: list[str]) -> str:

@@ -1,9 +1,14 @@
-"""Where a bad gradient came from: which micro-batch, which rank."""
+"""Where a bad gradient came from: which micro-batch, which rank, and whether the data are finite."""
 
+from collections.abc import Mapping, Sequence
+from math import nan
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
+from lightning_calib.functional.finiteness import Bad
+from lightning_calib.incidents.batch_values import bad_input
 from lightning_calib.incidents.micro_batches import MicroBatch, MicroBatches
 
 
@@ -14,11 +19,16 @@ class Culprit(NamedTuple):
         lost: Whether a loss was not finite, on whichever rank.
         text: A part of a sentence; empty if there is no choice.
         evidence: The micro-batches of this process that are worth keeping.
+        loss: As it was given to the backward pass: of the first rank whose loss was bad, where one was; None if no loss
+            was seen.
+        data: What of the batch is not finite, on whichever rank; empty if nothing is.
     """
 
     lost: bool
     text: str
     evidence: list[MicroBatch]
+    loss: float | None
+    data: str
 
 
 def culprit(trainer: Any, window: MicroBatches) -> Culprit:
@@ -29,21 +39,44 @@ def culprit(trainer: Any, window: MicroBatches) -> Culprit:
     """
     suspects = window.suspects
     if trainer.world_size > 1:
-        ranks = _flagged_ranks(trainer, bool(suspects))
-        if not ranks:
-            return Culprit(False, "the loss was finite on every rank, so the rank cannot be told", window.micros)
-        named = ", ".join(map(str, ranks))
-        return Culprit(True, f"the loss was not finite on rank {named} of {trainer.world_size}", suspects)
+        return _over_ranks(trainer, window, suspects)
+    data = bad_input([one.batch for one in window.micros]).text
     if len(window.micros) < 2:
-        return Culprit(bool(suspects), "", window.micros)
+        return Culprit(bool(suspects), "", window.micros, window.loss(), data)
     if not suspects:
-        return Culprit(False, "the loss of every micro-batch was finite", window.micros)
+        return Culprit(False, "the loss of every micro-batch was finite", window.micros, window.loss(), data)
     named = ("micro-batch " if len(suspects) == 1 else "micro-batches ") + ", ".join(str(one.index) for one in suspects)
     span = f"batches {window.micros[0].index} to {window.index}"
-    return Culprit(True, f"the loss was not finite in {named} of {span}", suspects)
+    return Culprit(True, f"the loss was not finite in {named} of {span}", suspects, window.loss(), data)
 
 
-def _flagged_ranks(trainer: Any, lost: bool) -> list[int]:
-    flag = torch.tensor(float(lost), device=trainer.strategy.root_device)
-    flags = trainer.strategy.all_gather(flag)
-    return [rank for rank, one in enumerate(flags.reshape(-1).tolist()) if one]
+def neighbours(
+    order: Mapping[str, int], names: Sequence[str], gradients: Sequence[Tensor | None], bad: Sequence[Bad]
+) -> tuple[str, str]:
+    """The nearest tensors with a finite gradient before the first and after the last bad one, in module order."""
+    ruined = {one.name for one in bad}
+    given = [name for name, gradient in zip(names, gradients, strict=True) if gradient is not None]
+    given.sort(key=lambda name: order.get(name, -1))
+    places = [i for i, name in enumerate(given) if name in ruined]
+    before, after = given[: places[0]], given[places[-1] + 1 :]
+    return before[-1] if before else "", after[0] if after else ""
+
+
+def _over_ranks(trainer: Any, window: MicroBatches, suspects: list[MicroBatch]) -> Culprit:
+    """Each rank tells its loss, that of a bad micro-batch if it has one, and how much of its data is not finite."""
+    input_ = bad_input([one.batch for one in window.micros])
+    own = float(suspects[0].losses[-1]) if suspects else window.loss()
+    mine = [float(bool(suspects)), float(own is not None), nan if own is None else own, input_.nan, input_.inf]
+    gathered = trainer.strategy.all_gather(torch.tensor(mine, dtype=torch.float32, device=trainer.strategy.root_device))
+    ranks: list[list[float]] = gathered.reshape(-1, len(mine)).tolist()
+    data = [
+        f"the batch of rank {rank}: {int(nans):,} NaN and {int(infs):,} Inf"
+        for rank, (_, _, _, nans, infs) in enumerate(ranks)
+        if nans or infs
+    ]
+    bad = [rank for rank, (lost, *_) in enumerate(ranks) if lost]
+    told = ranks[bad[0]][2] if bad else own
+    text = f"the loss was not finite on rank {', '.join(map(str, bad))} of {trainer.world_size}"
+    if not bad:
+        text = "the loss was finite on every rank, so the rank cannot be told"
+    return Culprit(bool(bad), text, suspects if bad else window.micros, told, data[0] if data else "")

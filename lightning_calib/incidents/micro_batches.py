@@ -12,7 +12,7 @@ _MOST = 64  # micro-batches kept while a manual loop does not step
 
 @dataclass
 class MicroBatch:
-    """One micro-batch; its losses stay on the device until somebody asks."""
+    """One micro-batch; ``batch`` is None once nobody keeps it; its losses stay on the device until somebody asks."""
 
     index: int
     batch: Any = None
@@ -29,7 +29,8 @@ class MicroBatches:
     """What went into the gradient of the step that comes next.
 
     Args:
-        keep: Whether the batches and the random states are kept alive.
+        keep: Whether all batches of a window, and the random states before each, are kept alive: otherwise only the
+            one at hand.
     """
 
     def __init__(self, *, keep: bool) -> None:
@@ -41,9 +42,15 @@ class MicroBatches:
         opened = self.closed
         if opened:
             self.micros, self.closed, self.stepped = [], False, False
-        self.micros.append(MicroBatch(index, batch, rng_state()) if self.keep else MicroBatch(index))
+        self.let_go()
+        self.micros.append(MicroBatch(index, batch, rng_state() if self.keep else None))
         del self.micros[:-_MOST]
         return opened
+
+    def let_go(self) -> None:
+        """Unless batches are kept: the one at hand is over, and the training loop lets go of it as well."""
+        if self.micros and not self.keep:
+            self.micros[-1].batch = None
 
     @property
     def index(self) -> int:
@@ -55,10 +62,10 @@ class MicroBatches:
         """The micro-batches whose loss was not finite."""
         return [micro for micro in self.micros if micro.bad]
 
-    def loss(self, factor: float) -> float | None:
-        """The loss of the micro-batch at hand, times ``factor``; None if there was none."""
+    def loss(self) -> float | None:
+        """The loss of the micro-batch at hand, as it was given to the backward pass; None if there was none."""
         losses = self.micros[-1].losses if self.micros else []
-        return float(losses[-1]) * factor if losses else None
+        return float(losses[-1]) if losses else None
 
 
 def rng_state() -> dict[str, Any]:
@@ -68,3 +75,14 @@ def rng_state() -> dict[str, Any]:
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
+
+
+def set_rng_state(state: dict[str, Any] | None) -> None:
+    """Put the random generators where they were, if that was kept."""
+    if state is None:
+        return
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -62,7 +62,7 @@ SET: dict[str, tuple[dict[str, Any], str]] = {
         "factor=1.1, decay=0.9, warmup_steps=4, warmup_max_norm=2.0",
     ),
     "NonFiniteGuard": (
-        made("NonFiniteGuard", action="skip", max_consecutive=2, max_total=9, save_batch_to="bad"),
+        made("NonFiniteGuard", action="skip", max_consecutive=2, max_total=9, save_batch_to="bad", trace=True),
         "action='skip', max_consecutive=2, max_total=9, save_batch_to='bad'",
     ),
     **{

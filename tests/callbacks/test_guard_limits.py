@@ -38,22 +38,29 @@ def test_it_raises_at_the_fourth_in_a_row_if_three_are_allowed(said):
     assert trainer.global_step == 5
     assert "4 gradients in a row were not finite, more than max_consecutive=3." in text
     assert [f"- step {step} (" in text for step in range(1, 7)] == [False, True, True, True, True, False]
-    assert "Usual causes with precision 32-true: a learning rate that is too high" in text
+    assert "Bad steps (4 in all): 2 to 5." in text
+    assert "Most likely: arithmetic in the backward pass of the layer of net.2.bias, since the loss was finite" in text
+    assert "Usual causes" not in text
+    assert text.endswith("See docs/my-loss-is-nan.md.")
     assert finite(module)
     lines = incidents(said())
-    assert "the step is skipped, 3 in a row" in lines[2]
-    assert "the run ends here, 4 in a row" in lines[3]
+    assert "the step is skipped, 2 in a row" in lines[1]
+    assert "the run ends here, 4 in a row" in lines[2]
 
 
 def test_a_healthy_step_ends_a_streak():
     guard = NonFiniteGuard("skip", max_consecutive=2)
     module = Tiny(ADAM)
     fit(module, [Plant(BIAS([0, 1, 3, 4, 6, 7, 9, 10])), guard])
-    assert guard.state_dict()["optimizers"]["0"] | {"last": [], "overflows": []} == {
+    assert guard.state_dict()["optimizers"]["0"] | {"last": [], "overflows": [], "norms": []} == {
         "row": 0,
         "total": 8,
         "last": [],
         "overflows": [],
+        "norms": [],
+        "steps": [[0, 1], [3, 4], [6, 7], [9, 10]],
+        "moved_at": -1,
+        "moved": 0.0,
         "settled": True,
         "sick": False,
         "judged": False,
@@ -85,10 +92,12 @@ def test_raise_ends_the_run_before_the_step(precision, said):
     fit(healthy, [], 3, **plugins)
     same_bits(weights(module), weights(healthy))
     assert trainer.global_step == 3
-    assert "A gradient is not finite. The last incidents:\n  - step 3 (epoch 0, batch 3)" in text
-    cause = {"32-true": "a division or a logarithm", "bf16-mixed": "overflow is rare", "16-mixed": "a mask of -1e9"}
-    assert cause[precision] in text
-    assert f"precision {precision}" in text
+    assert (
+        "A gradient is not finite. Bad steps (1 in all): 3. The last incidents:\n  - step 3 (epoch 0, batch 3)" in text
+    )
+    fp16 = "a value above 65504 in the forward pass, which fp16 cannot hold"
+    first = fp16 if precision == "16-mixed" else "arithmetic in the forward pass on this batch"
+    assert f"\nMost likely: {first}" in text
     assert "the run ends here" in incidents(said())[0]
 
 

@@ -115,14 +115,14 @@ def test_healthy_weights_are_told(said):
 
 
 def test_one_line_per_incident_with_any_company(said):
-    guard, plant = NonFiniteGuard("skip", max_consecutive=20), Plant(every("net.0.bias", [1, 2, 6]))
+    guard, plant = NonFiniteGuard("skip", max_consecutive=20), Plant(every("net.0.bias", [1, 2, 6, 7]))
     fit(Tiny(ADAM), [plant, guard, GradientMonitor()])
     lines = incidents(said())
-    assert [re.search(r"step (\d+)", line)[1] for line in lines] == ["1", "2", "6"]
+    assert [re.search(r"step (\d+)", line)[1] for line in lines] == ["1", "2", "7"]
     assert [re.search(r"(\d+) in a row, (\d+) in all", line).groups() for line in lines] == [
         ("1", "1"),
         ("2", "2"),
-        ("1", "3"),
+        ("2", "4"),
     ]
     assert not any("\n" in line for line in lines)
 
@@ -130,7 +130,7 @@ def test_one_line_per_incident_with_any_company(said):
 def test_a_flood_is_thinned_out(said):
     fit(Tiny(ADAM), [Plant(every("net.0.bias", range(40))), NonFiniteGuard("skip", max_consecutive=100)], 40)
     counts = [int(re.search(r"(\d+) in all", line)[1]) for line in incidents(said())]
-    assert counts == [*range(1, 11), 16, 32]
+    assert counts == [1, 2, 4, 8, 16, 32]
 
 
 def test_nothing_is_said_on_other_ranks(said, monkeypatch):

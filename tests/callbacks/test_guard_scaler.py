@@ -67,7 +67,7 @@ def test_a_gradient_spoilt_after_the_scaler_has_looked(optimizer, company, said)
     assert finite(module)
     noticed = optimizer is FUSED and not company  # its gradients are still scaled, and the scaler looks last
     assert watch.scales[-1] == (2.0**6 if noticed else 2.0**9)
-    assert len(incidents(said())) == (0 if noticed else 3)
+    assert len(incidents(said())) == (0 if noticed else 2), "of three, the first two are told"
     assert rows.values("calib/nonfinite_total")[-1] == (0 if noticed else 3)
     assert rows.values("calib/skipped_total")[-1] == 3
 
@@ -77,7 +77,7 @@ def test_bad_losses_for_ever_end_the_run():
     with pytest.raises(NonFiniteGradientError) as caught:
         fit(Tiny(ADAM, gains), [NonFiniteGuard("skip", max_consecutive=3)], 30, plugins=scaled(2.0**9))
     assert "- step 8 (" in str(caught.value)
-    assert "a loss or an activation above 65504" in str(caught.value)
+    assert "a value above 65504 in the forward pass, which fp16 cannot hold" in str(caught.value)
 
 
 @OPTIMIZERS
@@ -87,7 +87,7 @@ def test_bad_gradients_of_finite_losses_end_the_run_when_the_scale_has_collapsed
     with pytest.raises(NonFiniteGradientError) as caught:
         fit(Tiny(optimizer), [Plant(every("net.0.bias", range(2, 40))), guard], 30, plugins=scaled(2.0**3))
     assert "4 gradients in a row were not finite" in str(caught.value)
-    assert [line.split(" (")[0] for line in incidents(said())] == [f"[calib] step {step}" for step in (6, 7, 8, 9)]
+    assert [line.split(" (")[0] for line in incidents(said())] == [f"[calib] step {step}" for step in (6, 7, 9)]
     assert len(sick(said())) == 1
     assert "its scale has fallen to 0.5. Use precision='bf16-mixed'" in sick(said())[0]
 

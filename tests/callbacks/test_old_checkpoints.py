@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,18 @@ def test_a_run_resumes_from_an_old_checkpoint_and_ends_where_one_that_never_stop
     straight = ends(*run(name, END))
     torch.testing.assert_close(resumed[0], straight[0], rtol=1e-3, atol=1e-5)  # any machine
     if same_arithmetic(name):
-        same_bits(resumed, straight)
+        same_bits(without_evidence(resumed), without_evidence(straight))
+
+
+def without_evidence(value: Any) -> Any:
+    """Without what the guard knows of the steps before: the checkpoint is older than that, and has none of it."""
+    if isinstance(value, str):
+        return re.sub(r" (Most likely|See docs).*", "", re.sub(r"the last finite norm [^;]*; ", "", value))
+    if isinstance(value, dict):
+        return {key: without_evidence(one) for key, one in value.items() if key not in ("norms", "steps")}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return type(value)(*map(without_evidence, value))
+    return type(value)(map(without_evidence, value)) if isinstance(value, (list, tuple)) else value
 
 
 @pytest.mark.parametrize("name", RUNS)

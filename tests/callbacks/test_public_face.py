@@ -53,7 +53,7 @@ SIGNATURES = {
     "ZClip": f"z_max=2.5, *, decay=0.97, warmup_steps=25, robust=True, {WARMUP}, {RULES}",
     "AGC": f'factor=0.01, *, min_weight_norm=0.001, exclude="auto", {RULES}',
     "AdaGC": f"factor=1.05, *, decay=0.98, warmup_steps=100, warmup_max_norm=1.0, {RULES}",
-    "NonFiniteGuard": 'action="warn", *, max_consecutive=5, max_total=None, save_batch_to=None',
+    "NonFiniteGuard": 'action="warn", *, max_consecutive=5, max_total=None, save_batch_to=None, trace=False',
     "LearningRateControl": "rule, *, min_factor=0.0, max_factor=1.0, name=None",
     "PreciseBatchNorm": "num_batches=200, *, forward=None",
     "MaxNorm": "max_norm",
@@ -89,7 +89,7 @@ SET: dict[str, dict[str, Any]] = {
     "ZClip": {"z_max": 3.0, "decay": 0.9, "warmup_steps": 3, "robust": False, "warmup_max_norm": 2.0, **USUAL},
     "AGC": {"factor": 0.1, "min_weight_norm": 0.01, "exclude": ("net.0.*",), **USUAL},
     "AdaGC": {"factor": 1.1, "decay": 0.9, "warmup_steps": 4, "warmup_max_norm": 2.0, **USUAL},
-    "NonFiniteGuard": {"action": "skip", "max_consecutive": 2, "max_total": 9, "save_batch_to": "bad"},
+    "NonFiniteGuard": {"action": "skip", "max_consecutive": 2, "max_total": 9, "save_batch_to": "bad", "trace": True},
     "LearningRateControl": {"rule": SpikeBackoff(MaxNorm(2.0), 0.7), "min_factor": 0.1, "max_factor": 2.0, "name": "a"},
     "PreciseBatchNorm": {"num_batches": 3, "forward": forward},
 }
