@@ -21,9 +21,10 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reaso
 def played(tmp_path_factory):
     """All scenes in one script, so that torch is loaded once; its folder, and its lines by scene."""
     folder = tmp_path_factory.mktemp("ranks")
-    for scene in [*SCENES, "limit"]:
+    scenes = [*SCENES, "limit", "forward", "backward"]
+    for scene in scenes:
         (folder / scene).mkdir()
-    command = [sys.executable, "-m", "two_processes.guard", *SCENES, "limit"]
+    command = [sys.executable, "-m", "two_processes.guard", *scenes]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     script = subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -90,3 +91,25 @@ def test_beyond_the_limit_the_run_ends_on_both(played):
     assert "the run ends here, 3 in a row" in said[-1]
     raised = played[1]["limit"][-1]
     assert "NonFiniteGradientError: 3 gradients in a row were not finite, more than max_consecutive=2." in raised
+
+
+def test_the_loss_is_that_of_the_bad_rank(played):
+    assert all("; loss nan, learning rate" in line for line in played[1]["loss"])
+    assert all("; loss inf, learning rate" in line or "; loss nan," in line for line in played[1]["input"])
+
+
+@pytest.mark.parametrize(
+    ("scene", "words"),
+    [
+        ("forward", "on rank 1 the first in the forward pass is operation div in planted (Planted), which read 16x1"),
+        ("backward", "on rank 1 the first in the backward pass is SqrtBackward0 in planted (Planted), which read 16x1"),
+    ],
+)
+def test_the_operation_of_the_bad_rank_is_named(played, scene, words):
+    """Every rank runs its batches again, so that their collectives meet; rank zero tells."""
+    folder, lines = played
+    assert len(lines[scene]) == 2
+    assert all(words in line for line in lines[scene])
+    zero, one = ends(folder, scene)
+    for part in ("moved", "weights", "optimizer"):
+        same_bits(zero[part], one[part])

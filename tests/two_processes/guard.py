@@ -6,6 +6,7 @@ import logging
 import math
 import sys
 import warnings
+from typing import Any
 
 import torch
 from helpers.poisoned_batches import ADAM, FUSED, MOMENTUM, Micro, Unmoved, everything
@@ -30,16 +31,33 @@ class Ranked(Micro):
 
     how = "loss"
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.planted = Planted()
+
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         rank, bad = self.trainer.global_rank, batch_idx in self.bad
         x, y = data(1000 * rank + batch_idx)
         if bad and rank == 1 and self.how == "input":
             x[2, 0] = math.inf
         out = self.net(x)
+        if self.how in ("forward", "backward"):
+            self.all_gather(out.detach().mean())  # the ranks wait for each other in every step
+            out = self.planted(out, bad and rank == 1, root=self.how == "backward")
         if bad and rank == 1 and self.how == "gradient":  # the loss stays finite
             out.register_hook(lambda grad: grad * math.nan)
         loss = nn.functional.mse_loss(out, y)
         return loss * math.nan if bad and rank == 1 and self.how == "loss" else loss
+
+
+class Planted(nn.Module):
+    """Divides by 0, or takes the root of 0."""
+
+    def forward(self, x: Tensor, bad: bool, *, root: bool) -> Tensor:
+        zero = x * 0
+        if root:
+            return x + (zero if bad else zero + 1).sqrt()
+        return x / (zero if bad else zero + 1)
 
 
 SCENES = {
@@ -50,6 +68,8 @@ SCENES = {
     "scaler": ("loss", ADAM, {"scaler": True}),
     "fused": ("loss", FUSED, {"scaler": True}),
     "limit": ("loss", ADAM, {}),
+    "forward": ("forward", ADAM, {}),
+    "backward": ("backward", ADAM, {"accumulate_grad_batches": 2}),
 }
 
 
@@ -58,7 +78,8 @@ def play(scene: str) -> None:
     how, optimizer, parts = SCENES[scene]
     module = Ranked(optimizer, range(10), net=normalised)
     module.how, module.bad = how, range(2, 10) if scene == "limit" else BAD
-    guard = NonFiniteGuard("skip", max_consecutive=2, save_batch_to=f"{scene}/bad")
+    traces = scene in ("forward", "backward")
+    guard = NonFiniteGuard("skip", max_consecutive=2, save_batch_to=f"{scene}/bad", trace=traces)
     watch = Unmoved()
     if parts.pop("scaler", False):
         parts["plugins"] = scaled(2.0**6)
