@@ -27,5 +27,6 @@ def facts_of(session: Session, view: GradientView, bad: Sequence[Bad], found: Cu
         rate=None if rate is None else float(rate),
         origin=found.text,
         data=found.data,
+        looked=found.looked,
         precision=str(session.trainer.precision),
     )

@@ -1,1 +1,1 @@
-"""Steps whose gradient is not finite: where they come from, what is kept of them, how they are dropped."""
+"""Steps whose gradient is not finite: where they come from, what is kept, how they are dropped or run again."""

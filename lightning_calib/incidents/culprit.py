@@ -22,6 +22,7 @@ class Culprit(NamedTuple):
         loss: As it was given to the backward pass: of the first rank whose loss was bad, where one was; None if no loss
             was seen.
         data: What of the batch is not finite, on whichever rank; empty if nothing is.
+        looked: Whether all micro-batches could be looked into: only the one at hand can be where none are kept.
     """
 
     lost: bool
@@ -29,6 +30,7 @@ class Culprit(NamedTuple):
     evidence: list[MicroBatch]
     loss: float | None
     data: str
+    looked: bool
 
 
 def culprit(trainer: Any, window: MicroBatches) -> Culprit:
@@ -40,14 +42,18 @@ def culprit(trainer: Any, window: MicroBatches) -> Culprit:
     suspects = window.suspects
     if trainer.world_size > 1:
         return _over_ranks(trainer, window, suspects)
-    data = bad_input([one.batch for one in window.micros]).text
+    data, looked = bad_input([one.batch for one in window.micros]).text, _looked(window)
     if len(window.micros) < 2:
-        return Culprit(bool(suspects), "", window.micros, window.loss(), data)
+        return Culprit(bool(suspects), "", window.micros, window.loss(), data, looked)
     if not suspects:
-        return Culprit(False, "the loss of every micro-batch was finite", window.micros, window.loss(), data)
+        return Culprit(False, "the loss of every micro-batch was finite", window.micros, window.loss(), data, looked)
     named = ("micro-batch " if len(suspects) == 1 else "micro-batches ") + ", ".join(str(one.index) for one in suspects)
     span = f"batches {window.micros[0].index} to {window.index}"
-    return Culprit(True, f"the loss was not finite in {named} of {span}", suspects, window.loss(), data)
+    return Culprit(True, f"the loss was not finite in {named} of {span}", suspects, window.loss(), data, looked)
+
+
+def _looked(window: MicroBatches) -> bool:
+    return all(one.batch is not None for one in window.micros)
 
 
 def neighbours(
@@ -79,4 +85,4 @@ def _over_ranks(trainer: Any, window: MicroBatches, suspects: list[MicroBatch]) 
     text = f"the loss was not finite on rank {', '.join(map(str, bad))} of {trainer.world_size}"
     if not bad:
         text = "the loss was finite on every rank, so the rank cannot be told"
-    return Culprit(bool(bad), text, suspects if bad else window.micros, told, data[0] if data else "")
+    return Culprit(bool(bad), text, suspects if bad else window.micros, told, data[0] if data else "", _looked(window))

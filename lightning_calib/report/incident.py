@@ -34,6 +34,7 @@ class Incident(NamedTuple):
         rate: The learning rate of the first group; None if it has none.
         origin: The micro-batches or ranks whose loss was not finite, as a sentence's part; empty if there is no choice.
         data: What of the batch is not finite; empty if nothing is.
+        looked: Whether all of the data could be looked into.
         precision: As Lightning writes it.
         where: Step, epoch and batch.
         loss: Unscaled and undivided: of the last micro-batch, or of the rank whose loss was bad; None if not seen.
@@ -58,6 +59,7 @@ class Incident(NamedTuple):
     rate: float | None
     origin: str
     data: str
+    looked: bool
     precision: str
     where: str = ""
     loss: float | None = None
@@ -147,9 +149,9 @@ def _backward(incident: Incident) -> str:
 
 
 def _forward(incident: Incident, *, high: bool) -> str:
-    calm = "" if high or incident.times is None else ", since the norm was usual before it and the data are finite"
-    if high or incident.data:
-        calm = ""
+    calm = ""
+    if not high and not incident.data and incident.times is not None:
+        calm = f", since the norm was usual before it{' and the data are finite' if incident.looked else ''}"
     return f"arithmetic in the forward pass on this batch{calm}: a division or a logarithm at 0, an overflow"
 
 

@@ -31,6 +31,7 @@ PLAIN = Incident(
     rate=0.1,
     origin="",
     data="",
+    looked=True,
     precision="32-true",
     loss=1.0,
     norm=2.0,
@@ -110,18 +111,18 @@ def test_if_all_are_bad_there_is_none(said):
 
 
 class Fed(Tiny):
-    """Batch 3 holds what is given."""
+    """A row, by default in batch 3, holds what is given."""
 
-    def __init__(self, value, mask=0.0):
+    def __init__(self, value, mask=0.0, row=13):
         super().__init__(ADAM)
-        self.value, self.mask = value, mask
+        self.value, self.mask, self.row = value, mask, row
 
     def training_step(self, batch, batch_idx):
         return self.net(batch["x"][0]).square().mean()
 
     def train_dataloader(self):
         x = torch.ones(16, 4)
-        x[13, 1] = self.value
+        x[self.row, 1] = self.value
         mask = torch.zeros(16, 2)
         mask[:, 0] = self.mask
         return DataLoader([{"x": (a,), "mask": b, "id": "a"} for a, b in zip(x, mask, strict=True)], batch_size=4)
@@ -133,6 +134,15 @@ def test_an_infinite_input_is_data(value, said):
     counts = "1 NaN and 0 Inf" if math.isnan(value) else "0 NaN and 1 Inf"
     words = f"batch['x'][0]: {counts} of 16 elements, in sample 1"
     assert f"Most likely: the data ({words}): repair or drop these samples." in said_first(said)
+
+
+def test_the_first_of_a_window_can_be_looked_into_if_it_is_kept(said):
+    for kept in (False, True):
+        guard = NonFiniteGuard("skip", save_batch_to="bad" if kept else None)
+        fit(Fed(NAN, row=9), [guard], 2, accumulate_grad_batches=2)
+    without, with_it = incidents(said())
+    assert "the data" not in without
+    assert "Most likely: the data (batch['x'][0]: 1 NaN" in with_it
 
 
 def test_a_mask_of_minus_infinity_is_not(said):
@@ -177,6 +187,10 @@ def test_odd_batches_are_looked_into_as_far_as_they_can_be():
         ({"bad": 6}, "arithmetic in the backward pass of the loss or of the last layer, since the loss was finite"),
         ({"lost": True}, "arithmetic in the forward pass on this batch, since the norm was usual before it"),
         ({"lost": True, "times": None}, "arithmetic in the forward pass on this batch: a division"),
+        (
+            {"lost": True, "looked": False},
+            "arithmetic in the forward pass on this batch, since the norm was usual before it: a",
+        ),
         ({"lost": True, "precision": "16-mixed"}, "a value above 65504 in the forward pass, which fp16 cannot hold"),
         ({"lost": True, "data": "batch: 1 NaN", "times": 50.0}, "the data (batch: 1 NaN)"),
         ({"ruined": True, "data": "batch: 1 NaN"}, "an earlier step, which ruined the weights"),
