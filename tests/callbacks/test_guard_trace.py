@@ -210,6 +210,44 @@ def test_a_mask_of_minus_infinity_is_no_fault(said):
     assert wanted("backward", "SqrtBackward0") in traced(incidents(said())[0])
 
 
+def test_a_mask_of_minus_infinity_from_outside_is_no_fault(said):
+    outside = torch.tensor([0.0] * 7 + [-INF])
+
+    def masked(x: Tensor, bad: bool) -> Tensor:
+        weights = (x + (torch.full((8,), -INF) if bad else 0.0) + outside).softmax(-1)
+        return x * weights
+
+    fit(Planted(masked), [NonFiniteGuard("skip", trace=True)], 6)
+    assert wanted("forward", "_softmax") in traced(incidents(said())[0])
+
+
+def test_the_same_random_numbers_are_drawn(said):
+    """And afterwards the generator goes on as if nobody had drawn any."""
+    drawn: list[float] = []
+
+    def chance(x: Tensor, bad: bool) -> Tensor:
+        if bad:
+            drawn.append(torch.rand(()).item())
+            return x / (zeros(x) if drawn[-1] == drawn[0] else zeros(x) + 1)
+        return x
+
+    ends = []
+    for more in (0, 5):
+        drawn.clear()
+        torch.manual_seed(1)
+
+        def again(module: Any, batch: Tensor, more: int = more) -> Tensor:
+            loss = Planted.training_step(module, batch, 0)
+            _ = torch.rand(more)
+            return loss
+
+        fit(Planted(chance), [NonFiniteGuard("skip", trace=again)], 5)
+        ends.append(torch.rand(1))
+        assert drawn[0] == drawn[1]
+    same_bits(ends[0], ends[1])
+    assert wanted("forward", "div") in traced(incidents(said())[0])
+
+
 def test_what_does_not_reach_the_loss_is_no_fault(said):
     def unused(x: Tensor, bad: bool) -> Tensor:
         _ = x.detach() / 0.0
@@ -225,7 +263,8 @@ def test_an_infinite_slope_that_another_operation_hides_is_no_fault(said):
     def two(x: Tensor, bad: bool) -> Tensor:
         inner = zeros(x)
         inner.register_hook(torch.zeros_like)
-        return inner.sqrt() + (zeros(x).pow(0.5) if bad else x)
+        other = zeros(x).pow(0.5) if bad else x  # made first, so that its backward pass comes last
+        return other + inner.sqrt()
 
     fit(Planted(two), [NonFiniteGuard("skip", trace=True)], 6)
     (line,) = incidents(said())
