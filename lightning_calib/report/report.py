@@ -11,6 +11,7 @@ from lightning_calib.report.measured import Measured, measure_all
 from lightning_calib.report.numbers import clippers, layers, optimizers, plain
 from lightning_calib.report.run import Run
 from lightning_calib.report.verdict import rest, verdict
+from lightning_calib.report.wording import quoted
 
 SCHEMA = 1
 
@@ -49,8 +50,10 @@ class Report:
     _measured: tuple[Measured, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.runs, Run) or not all(isinstance(run, Run) for run in self.runs):
-            raise TypeError("`runs` must be a sequence of Run, one for each optimizer. Write `Report([run])`.")
+        if isinstance(self.runs, Run) or not _all_are(self.runs, Run):
+            raise TypeError(f"`runs` must be a sequence of Run, got {quoted(self.runs)}. Write Report([run]).")
+        if not _all_are(self.shadow, tuple):
+            raise TypeError(f"`shadow` must be a sequence of ShadowResult, got {quoted(self.shadow)}. Use () for none.")
         measured = measure_all(self.runs)
         findings = diagnose(measured)
         first = findings[0] if findings and findings[0].severity != "note" else None
@@ -114,6 +117,10 @@ class Report:
         for one in self.findings:
             lines.append(f"[{one.severity}] {one.code}: {one.sentence}" + _spaced(one.advice) + f" ({link(one.code)})")
         return "\n".join(lines)
+
+
+def _all_are(values: object, kind: type) -> bool:
+    return isinstance(values, list | tuple) and all(isinstance(one, kind) for one in values)
 
 
 def _spaced(advice: str) -> str:

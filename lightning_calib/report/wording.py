@@ -35,3 +35,12 @@ def decimal(value: float) -> str:
 def times(factor: float) -> str:
     """How many times: three digits, without an exponent where it can be read."""
     return f"{factor:,.0f}" if 1000 <= factor < 1e7 else f"{factor:.3g}"
+
+
+def quoted(value: object) -> str:
+    """A wrong value in an error, however long it is."""
+    try:
+        text = repr(value)
+    except ValueError:  # whole numbers of more than 4,300 digits
+        text = f"a {type(value).__name__}"
+    return text if len(text) < 80 else f"{text[:76]} ..."

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tensorboard.util.tensor_util import make_ndarray
 
 from lightning_calib.report.run import Floats
+from lightning_calib.report.wording import quoted
 from lightning_calib.tensorboard.about import parse
 from lightning_calib.tensorboard.contract import ABSENT, ABSENT_GLOBALS, EVENTS, FACTS, GLOBALS, HISTOGRAMS, LAYERS
 from lightning_calib.tensorboard.event_files import Found, Loaded, RunFiles, load, standing
@@ -42,6 +43,7 @@ def read_events(logdir: str | PathLike[str]) -> EventRows:
 
     Raises:
         FileNotFoundError: If there is no such folder, or no run with records of ours in it.
+        TypeError: If it is no path.
         ValueError: If the folder has several runs.
 
     Example:
@@ -52,6 +54,8 @@ def read_events(logdir: str | PathLike[str]) -> EventRows:
         >>> read_events("logs").optimizers[0].scalars["grad_norm_before"]
         array([1.5])
     """
+    if not isinstance(logdir, str | PathLike) or not isinstance(fspath(logdir), str):
+        raise TypeError(f'`logdir` must be a path, got {quoted(logdir)}. Use for instance "lightning_logs/version_0".')
     return read_run(one_run(Path(logdir)))
 
 

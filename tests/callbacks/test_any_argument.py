@@ -40,9 +40,15 @@ BASE: dict[str, dict[str, Any]] = {
     "GradientValueClip": {"max_value": 1.0},
     "LearningRateControl": {"rule": InverseNorm()},
     "MaxNorm": {"max_norm": 1.0},
+    "Report": {"runs": []},
     "refine_schedule": {"norms": [1.0, 2.0, 3.0]},
 }
-RECORDS = ["Measurement", "Observation", "SegmentReport"]  # what this package hands out; it takes none of them
+RECORDS = [
+    "Finding",
+    "Measurement",
+    "Observation",
+    "SegmentReport",
+]  # what this package hands out; it takes none of them
 OTHERS = ["functional", "NonFiniteGradientError", *RECORDS]
 NAMES = [name for name in lightning_calib.__all__ if name not in OTHERS]
 FUZZ = settings(
@@ -81,7 +87,7 @@ def refusal(call: Callable[[], Any], argument: str) -> Any:
     """What the call gives; None where it is refused in words."""
     try:
         return call()
-    except (TypeError, ValueError, MisconfigurationException) as error:
+    except (TypeError, ValueError, FileNotFoundError, MisconfigurationException) as error:
         text = str(error)
     assert text.startswith(f"`{argument}"), text
     assert len(text.split(". ")) >= 2, f"a remedy: {text}"

@@ -97,7 +97,6 @@ def test_the_dictionary_survives_json_and_has_the_documented_keys():
 def test_what_is_shadowed_is_handed_on():
     shadow = Finding("frozen", "note", "any record will do")
     assert Report([healthy()], shadow=(shadow,)).as_dict()["shadow"][0]["sentence"] == "any record will do"
-    assert Report([healthy()], shadow=({"name": "MaxNorm"},)).as_dict()["shadow"] == [{"name": "MaxNorm"}]
 
 
 # ---------------------------------------------------------------- the other forms
