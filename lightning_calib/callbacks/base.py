@@ -13,6 +13,7 @@ from lightning_calib.fit.messages import say, warn
 from lightning_calib.fit.participant import Participant
 from lightning_calib.fit.session import Session
 from lightning_calib.fit.start_line import start_line, warn_of_two_clippers
+from lightning_calib.fit.trainer_facts import root_of
 from lightning_calib.fit.unsupported import unsupported_optimizer, unsupported_strategy
 from lightning_calib.functional.saved_state import check_saved, entry, restored
 from lightning_calib.steps.counts import ClipCounts
@@ -84,7 +85,7 @@ class CalibratedCallback(PublicCallback, Participant):
             return
         check_names(ours)
         for optimizer in trainer.optimizers:
-            reason = unsupported_optimizer(optimizer)
+            reason = unsupported_optimizer(optimizer, root_of(trainer, pl_module))
             for one in ours if reason is not None else ():
                 one._refuse(str(reason))
         session, notes = Session(trainer, pl_module, ours), []

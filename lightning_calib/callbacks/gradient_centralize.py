@@ -47,8 +47,8 @@ class GradientCentralize(CalibratedCallback):
 
     def _lay(self, view: GradientView) -> None:
         """Choose the tensors."""
-        tensors = enumerate(view.plan.tensors)
-        self._members[view.index] = [i for i, one in tensors if one.ndim > 1 and id(one) not in self._tables]
+        each = enumerate(zip(view.plan.tensors, view.plan.whole_shapes, strict=True))
+        self._members[view.index] = [i for i, (one, shape) in each if len(shape) > 1 and id(one) not in self._tables]
 
     def _act(self, view: GradientView, record: StepRecord) -> StepRecord:
         """Centralise them; the norms change, so they must be read again."""

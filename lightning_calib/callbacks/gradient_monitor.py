@@ -82,7 +82,7 @@ class GradientMonitor(CalibratedCallback):
         writing the tab's records ends them with one warning, not the run.
 
         With a fused optimizer under a GradScaler the gradients still carry the scale: the norms are divided by it.
-        Under DeepSpeed, FSDP1 or LBFGS the callback says so once, and logs nothing.
+        Under DeepSpeed or LBFGS the callback says so once, and logs nothing.
     """
 
     def __init__(self, every_n_steps: int | None = None, *, layers: bool = True, histograms: bool = False) -> None:

@@ -204,7 +204,7 @@ class NonFiniteGuard(CalibratedCallback):
         log, trainer, window = self._own[view.index], session.trainer, self._window
         log.incident(session.step)
         limit, loud = self._limit(log), log.loud
-        others, ruined = broken(session.module, self._backup, put_back=self.action == "skip")
+        others, ruined = broken(view.module, self._backup, put_back=self.action == "skip")
         parts = trainer.accumulate_grad_batches if session.module.automatic_optimization else 1
         unscale, traced = parts / (scale or 1.0), Traced("")
         if self._retrace is not None and (loud or limit) and not ruined:

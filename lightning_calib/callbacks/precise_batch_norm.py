@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -15,10 +16,12 @@ from torch import cuda
 
 from lightning_calib.callbacks.public import PublicCallback
 from lightning_calib.fit.messages import say, warn
-from lightning_calib.fit.side_pass import as_if_training, batches
+from lightning_calib.fit.side_pass import as_if_training, batches, inside_of
+from lightning_calib.fit.trainer_facts import root_of
 from lightning_calib.fit.unsupported import refused
 from lightning_calib.functional.batch_norm import Population, tracking
 from lightning_calib.functional.checks import check_count, message
+from lightning_calib.functional.fsdp1 import why_not
 
 _FORWARD = "Pass `PreciseBatchNorm(forward=...)`, a callable of the module and a batch that only runs the network."
 
@@ -41,7 +44,7 @@ class PreciseBatchNorm(PublicCallback):
         TypeError: If an argument has the wrong type.
         ValueError: If ``num_batches`` is smaller than 1.
         MisconfigurationException: With validation inside an epoch; with manual optimization, or a ``training_step``
-            that takes ``dataloader_iter``, and no ``forward``; with DeepSpeed or FSDP1; if listed before
+            that takes ``dataloader_iter``, and no ``forward``; with DeepSpeed; if listed before
             ``WeightAveraging``.
 
     Example:
@@ -100,8 +103,12 @@ class PreciseBatchNorm(PublicCallback):
         self._stale, self._averaged = True, bool(averaging)
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Refuse validation inside an epoch; say what there is to do."""
+        """Refuse validation inside an epoch, and FSDP1 in a form that was not tried; say what there is to do."""
         _refuse_validation_inside(trainer)
+        root = root_of(trainer, pl_module)
+        reason = why_not(list(root.parameters()), root)
+        if reason is not None:
+            _refuse(reason)
         layers = tracking(pl_module)
         if layers:
             most = min(self.num_batches, trainer.num_training_batches)
@@ -152,12 +159,15 @@ class PreciseBatchNorm(PublicCallback):
     def _read(self, trainer: "pl.Trainer", module: "pl.LightningModule", needed: bool) -> None:
         for index, batch in enumerate(batches(trainer, module, self.num_batches) if needed else ()):
             with trainer.precision_plugin.train_step_context():
-                if self.forward is not None:
-                    self.forward(module, batch)
-                elif is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2):
-                    module.training_step(batch, index)
-                else:
-                    module.training_step(batch)
+                inside_of(root_of(trainer, module), module, batch, partial(self._step, module, index))
+
+    def _step(self, module: "pl.LightningModule", index: int, batch: Any) -> None:
+        if self.forward is not None:
+            self.forward(module, batch)
+        elif is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2):
+            module.training_step(batch, index)
+        else:
+            module.training_step(batch)
 
 
 def _random_state_kept() -> AbstractContextManager[None]:

@@ -110,8 +110,8 @@ class SegmentRescaler(CalibratedCallback):
         plan = Plan.of(module)
         heads = [one for _, one in module.named_modules() if isinstance(one, nn.Linear)]
         head = {id(tensor) for tensor in heads[-1].parameters()} if heads else set()
-        pairs = zip(plan.names, plan.tensors, strict=True)
-        return [name for name, tensor in pairs if tensor.ndim < 2 or id(tensor) in head]
+        each = zip(plan.names, plan.tensors, plan.whole_shapes, strict=True)
+        return [name for name, tensor, shape in each if len(shape) < 2 or id(tensor) in head]
 
     def _lay(self, view: GradientView) -> PartsMemory:
         """Label the plan's tensors by rule and scope."""

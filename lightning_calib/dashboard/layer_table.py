@@ -24,7 +24,8 @@ BEFORE, AFTER, PEAK, WEIGHT, UPDATE = map(list(STATISTICS).index, ("before", "af
 def rows_of(view: GradientView) -> Rows:
     """What a record of this optimizer's plan is of."""
     plan = view.plan
-    filled = [tensor for tensor in plan.tensors if tensor.numel()]
+    pairs = list(zip(plan.tensors, plan.whole_shapes, strict=True))
+    filled = [tensor for tensor, shape in pairs if shape.numel()]
     sampled = iter(stride > 1 for stride in strides(filled))
     return Rows(
         optimizer=view.index,
@@ -32,8 +33,8 @@ def rows_of(view: GradientView) -> Rows:
         suffix=view.suffix,
         names=plan.names,
         owners=plan.layers,
-        dims=tuple(tensor.ndim for tensor in plan.tensors),
-        estimated=tuple(next(sampled) if tensor.numel() else False for tensor in plan.tensors),
+        dims=tuple(map(len, plan.whole_shapes)),
+        estimated=tuple(next(sampled) if shape.numel() else False for _, shape in pairs),
     )
 
 
@@ -109,7 +110,7 @@ class LayerTable:
 
     def __init__(self, view: GradientView, rows: Rows) -> None:
         self.view, self.rows = view, rows
-        self.filled = [tensor.numel() > 0 for tensor in view.plan.tensors]
+        self.filled = [shape.numel() > 0 for shape in view.plan.whole_shapes]
         self.empty = ~torch.tensor(self.filled, dtype=torch.bool)
         self.forget()
 
@@ -123,8 +124,7 @@ class LayerTable:
 
     def given(self) -> list[bool]:
         """Which tensors have a gradient, and elements."""
-        pairs = zip(self.view.gradients, self.filled, strict=True)
-        return [gradient is not None and filled for gradient, filled in pairs]
+        return [given and filled for given, filled in zip(self.view.given(), self.filled, strict=True)]
 
     def see_logged(self, *, histograms: bool) -> None:
         """The step that is logged, before anybody acts."""

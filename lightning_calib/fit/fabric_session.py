@@ -10,6 +10,7 @@ from lightning_calib.fit.messages import say
 from lightning_calib.fit.participant import FitStart, Participant
 from lightning_calib.fit.trainer_facts import LIGHTNING, overrides
 from lightning_calib.fit.unsupported import unsupported_optimizer, unsupported_strategy
+from lightning_calib.functional.fsdp1 import wrappers
 from lightning_calib.steps.gradient_view import GradientView
 from lightning_calib.steps.optimizer_facts import TrainerClip, scale_within
 from lightning_calib.steps.optimizer_memory import OptimizerMemory
@@ -61,7 +62,7 @@ class FabricSession:
         return {run.view.index: run.memory for run in self.runs.values()}
 
     def _add(self, optimizer: Optimizer) -> OptimizerRun:
-        reason = unsupported_optimizer(optimizer, hooks=False)
+        reason = unsupported_optimizer(optimizer, self.module, hooks=False)
         if reason is not None:
             self.callback._refuse(reason)
         units = self.callback._needs.units
@@ -109,5 +110,8 @@ def _in_trainer(callback: Participant, trainer: Any) -> str:
 
 
 def _unwrapped(module: Any) -> Any:
-    """The module without Fabric's wrapper, whose names are not the user's."""
-    return module.module if type(module).__name__ == "_FabricModule" else module
+    """The module without Fabric's wrapper, whose names are not the user's; but with FSDP1's, which knows the shards."""
+    if type(module).__name__ != "_FabricModule":
+        return module
+    inside = getattr(module, "_forward_module", None)
+    return inside if isinstance(inside, nn.Module) and wrappers(inside)[:1] == [inside] else module.module

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from lightning_calib.fit.closed_row import ClosedRow, close_row
 from lightning_calib.fit.participant import FitStart, Participant, StepRecorder
-from lightning_calib.fit.trainer_facts import FitFacts, window_scale
+from lightning_calib.fit.trainer_facts import FitFacts, root_of, window_scale
 from lightning_calib.fit.unsupported import several_closures
 from lightning_calib.fit.watched_optimizers import WatchedOptimizers
 from lightning_calib.steps.optimizer_memory import OptimizerMemory
@@ -38,13 +38,14 @@ class Session:
         self.recorder: StepRecorder | None = None  # GradientMonitor's
         self.backwards = 0
         self.ready = False  # every callback is prepared, and has taken up what was saved
-        self.watched = WatchedOptimizers(trainer, module, participants, self.facts)
+        self.root = root_of(trainer, module)
+        self.watched = WatchedOptimizers(trainer, self.root, participants, self.facts)
         self.runs, self.attach, self.detach = self.watched.runs, self.watched.attach, self.watched.detach
 
     def start(self) -> FitStart:
         """What the callbacks are given at the start."""
         views = [run.view for run in self.runs.values()]
-        return FitStart(self.module, views, self.participants, self.facts.clip, self.trainer)
+        return FitStart(self.root, views, self.participants, self.facts.clip, self.trainer)
 
     def prepare_all(self) -> None:
         """Every callback has started: prepare for every optimizer."""
@@ -107,11 +108,12 @@ class Session:
         passes, run.backwards = self.backwards - run.backwards, self.backwards
         scale = window_scale(self.trainer, passes) if automatic else 1.0
         run.rates.lapse()
-        if view.begin_step(scale):
+        fresh = passes > 0 or not automatic
+        if view.begin_step(scale, fresh=fresh):
             self.prepare(run)
         # No backward pass since the last step (a `training_step` that returned None, or SWA's BatchNorm epoch):
         # whatever lies in `grad` is old. It passes through and is not recorded; nothing at all is a skipped step.
-        fresh, given, due = passes > 0 or not automatic, view.has_gradient, self.due
+        given, due = view.has_gradient, self.due
         run.record = StepRecord(
             phase=Phase.RESTING if given and not fresh else Phase.JUDGED,
             live=given and fresh,
@@ -128,7 +130,7 @@ class Session:
                 self._raise_fatal(run)
 
     def _look_again(self, run: OptimizerRun) -> None:
-        run.view.look_again()
+        run.view.look_behind_foreign()
         run.record = run.record._replace(live=run.view.has_gradient)
         for one in self.participants if run.record.live else ():
             run.record = one._inspect_again(run.view, run.record)

@@ -1,7 +1,7 @@
 """Read training batches beside the training loop, and leave no trace in the module, the loaders or the logs."""
 
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy, deepcopy
 from itertools import islice
@@ -59,6 +59,20 @@ def as_if_training(trainer: "pl.Trainer", module: "pl.LightningModule") -> Itera
             yield
         finally:
             trainer.state.stage, trainer.loggers = stage, loggers
+
+
+def inside_of(root: nn.Module, module: nn.Module, batch: Any, call: Callable[[Any], None]) -> None:
+    """Call with a batch inside the forward of what wraps the module, where FSDP1 brings the parameters together."""
+    if root is module:
+        call(batch)
+        return
+
+    def forward(batch: Any) -> None:
+        del module.forward  # only what was put here
+        call(batch)
+
+    module.forward = forward
+    root(batch)
 
 
 def _silent(*args: Any, **kwargs: Any) -> None:

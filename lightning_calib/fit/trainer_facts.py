@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
+from torch import nn
 
 from lightning_calib.fit.participant import Participant
+from lightning_calib.functional.fsdp1 import wrappers
 from lightning_calib.steps.optimizer_facts import TrainerClip
 
 LIGHTNING = ("lightning", "pytorch_lightning")
@@ -21,6 +23,12 @@ def trainer_clip(trainer: "pl.Trainer", module: "pl.LightningModule") -> Trainer
         return TrainerClip(None, 0.0)
     by_value = str(getattr(trainer.gradient_clip_algorithm, "value", trainer.gradient_clip_algorithm)) == "value"
     return TrainerClip("value" if by_value else "norm", value)
+
+
+def root_of(trainer: "pl.Trainer", module: nn.Module) -> nn.Module:
+    """What knows all parameters: the module, or FSDP1's wrapper around it, which alone knows where its shards lie."""
+    model = getattr(getattr(trainer, "strategy", None), "model", None)
+    return model if isinstance(model, nn.Module) and wrappers(model)[:1] == [model] else module
 
 
 def grad_scaler(trainer: "pl.Trainer") -> Any | None:

@@ -3,8 +3,10 @@
 from typing import Literal, NamedTuple
 
 import lightning.pytorch as pl
+from torch import nn
 from torch.optim import LBFGS, Optimizer
 
+from lightning_calib.functional import fsdp1
 from lightning_calib.functional.dtensor import why_not
 from lightning_calib.functional.plan import tensors_of
 
@@ -55,16 +57,7 @@ REFUSED = (
         "Set `gradient_clipping` in DeepSpeed's own configuration, or use FSDP2 (`ModelParallelStrategy`)",
         _KIND,
     ),
-    Refused(
-        "FSDPStrategy",
-        "gradients",
-        "FSDP1 shows each rank a flat shard, whose norms are not the tensors' norms",
-        "Use FSDP2 (`ModelParallelStrategy`, with `fully_shard` in `configure_model`), DDP, or in a hook of yours the "
-        "root module's own `clip_grad_norm_`",
-        _KIND,
-    ),
     Refused("DeepSpeedStrategy", "forward", *_NOT_WHOLE, _KIND),
-    Refused("FSDPStrategy", "forward", *_NOT_WHOLE, _KIND),
     # Optimizers
     Refused(LBFGS, "gradients", *_SEVERAL_CLOSURES, _OWN),
     Refused("Rprop", "rates", _READS_EARLY, "Use another optimizer", "{kind}"),
@@ -113,17 +106,19 @@ def unsupported_strategy(trainer: "pl.Trainer") -> str | None:
     return refused(trainer.strategy, "gradients")
 
 
-def unsupported_optimizer(optimizer: Optimizer, *, hooks: bool = True) -> str | None:
+def unsupported_optimizer(optimizer: Optimizer, module: nn.Module | None = None, *, hooks: bool = True) -> str | None:
     """Why this optimizer's gradients cannot be judged once per step, with the way out; None where they can.
 
     Args:
         optimizer: Any.
+        module: What has its parameters.
         hooks: Whether its step has to be seen.
     """
     reason = refused(optimizer, "gradients")
     if reason is None and hooks and not _runs_hooks(optimizer):
         reason = _TABLE["no hooks", "steps"].text(own=type(optimizer).__name__)
-    return reason or why_not(tensors_of(optimizer))
+    tensors = tensors_of(optimizer)
+    return reason or why_not(tensors) or fsdp1.why_not(tensors, module)
 
 
 def _runs_hooks(optimizer: Optimizer) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import lightning.pytorch as pl
+from torch import nn
 from torch.optim import Optimizer
 
 from lightning_calib.fit.messages import warn
@@ -29,7 +30,7 @@ class WatchedOptimizers:
     def __init__(
         self,
         trainer: "pl.Trainer",
-        module: "pl.LightningModule",
+        module: nn.Module,
         participants: Sequence[Participant],
         facts: FitFacts,
     ) -> None:
@@ -77,7 +78,7 @@ class WatchedOptimizers:
             one._refuse(reason)
 
     def _add(self, optimizer: Optimizer) -> OptimizerRun | None:
-        if unsupported_optimizer(optimizer) is not None:
+        if unsupported_optimizer(optimizer, self.module) is not None:
             return None
         index = next(i for i, one in enumerate(self.trainer.optimizers) if one is optimizer)
         suffix = f"/{index}" if len(self.trainer.optimizers) > 1 else ""

@@ -91,7 +91,7 @@ def centralize_(plan: Plan, i: int) -> None:
 def centralize_all_(plan: Plan, members: Sequence[int]) -> None:
     """The same for several tensors; where processes share the fan-in among them, one collective per mesh for all."""
     shards = plan.shards
-    split = [] if shards is None else [i for i in members if plan.tensors[i].ndim > 1 and shards.splits_units(i)]
+    split = [] if shards is None else [i for i in members if len(plan.whole_shapes[i]) > 1 and shards.splits_units(i)]
     chosen = set(members) - set(split)
     gradients = [tensor.grad if i in chosen and tensor.ndim > 1 else None for i, tensor in enumerate(plan.tensors)]
     for i in change_together_(plan.by_unit, gradients, _subtract_means_):
@@ -107,19 +107,24 @@ def _subtract_means_(_: list[int], rows: Tensor) -> None:
 
 def _centralize_split_(plan: Plan, shards: Shards, members: set[int]) -> None:
     parts = {i: held(gradient) for i in members if (gradient := plan.tensors[i].grad) is not None}
-    sums = [_sums(plan, places, i, parts.get(i)) for i, places in enumerate(shards.places)]
+    sums = [_sums(plan, shards, i, parts.get(i)) for i in range(len(plan.tensors))]
     found = torch.split(shards.total_units(torch.cat([one.to(plan.device) for one in sums])), list(plan.unit_counts))
     for i, part in parts.items():
-        fan_in, places = plan.tensors[i].numel() // plan.unit_counts[i], shards.places[i]
-        if fan_in > 1:
+        fan_in = plan.whole_shapes[i].numel() // plan.unit_counts[i]
+        for view, places in shards.by_unit(i, part) if fan_in > 1 else ():
             means = (found[i][places] / fan_in).to(part.device, part.dtype)
-            part.sub_(means.view(*places.shape, *[1] * (part.ndim - places.ndim)))
+            view.sub_(means.view(*places.shape, *[1] * (view.ndim - places.ndim)))
 
 
-def _sums(plan: Plan, places: Tensor, i: int, part: Tensor | None) -> Tensor:
+def _sums(plan: Plan, shards: Shards, i: int, part: Tensor | None) -> Tensor:
     """One float64 number for each of the places: the sum of what is held of that unit, flat."""
+    places = shards.places[i]
     if part is None or part.numel() == 0:
         return torch.zeros(places.numel(), dtype=torch.float64, device=places.device)
     if plan.unit_counts[i] == 1:
         return part.sum(dtype=torch.float64).reshape(1)
-    return part.sum(dim=tuple(range(places.ndim, part.ndim)), dtype=torch.float64).flatten()
+    found = [
+        view.sum(dim=tuple(range(places.ndim, view.ndim)), dtype=torch.float64).flatten()
+        for view, places in shards.by_unit(i, part)
+    ]
+    return torch.cat(found)

@@ -36,7 +36,7 @@ def look_closer(plan: Plan, values: Sequence[Tensor | None]) -> list[Bad]:
     sizes = [0 if one is None else one.numel() for one in elements]
     if plan.shards is not None:
         counts = _over_processes(plan.shards, counts)
-        sizes = [tensor.numel() for tensor in plan.tensors]
+        sizes = [shape.numel() for shape in plan.whole_shapes]
     each = zip(plan.names, counts, sizes, strict=True)
     return [Bad(name, nan, inf, size) for name, (nan, inf), size in each if nan or inf]
 

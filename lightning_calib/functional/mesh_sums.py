@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, distributed
 
 from lightning_calib.functional.checks import message
-from lightning_calib.functional.dtensor import copies, held, is_sharded, positions, split_dims, why_not
+from lightning_calib.functional.dtensor import copies, held, is_sharded, part_of, positions, split_dims, whole, why_not
+from lightning_calib.functional.flat_part import FlatPart, Group
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Shards:
-    """T tensors, some of them DTensors, and how they are spread over processes.
+    """T tensors, some of them DTensors or FSDP1's, and how they are spread over processes.
 
     A piece of which several processes hold a copy (a replicated one; a plain tensor beside sharded ones) counts as the
     mean of its copies: all processes come to the same bits, and one that is not finite anywhere is seen by all.
@@ -31,22 +32,33 @@ class Shards:
             dimension; else 0.
         meshes: Each mesh once, in the order of the tensors, which is the same on all processes.
         mesh_of: The mesh that each tensor is summed over; a plain one takes the largest.
+        flat: What this process holds of each that FSDP1 has cut; None for every other one.
     """
 
     tensors: tuple[Tensor, ...]
     units: tuple[int, ...]
     transposed: tuple[int, ...]
-    meshes: "tuple[DeviceMesh, ...]"
+    meshes: "tuple[DeviceMesh | Group, ...]"
     mesh_of: tuple[int, ...]
+    flat: tuple[FlatPart | None, ...]
 
     @staticmethod
-    def of(tensors: Sequence[Tensor], units: Sequence[int] = (), transposed: Sequence[int] = ()) -> "Shards | None":
+    def of(
+        tensors: Sequence[Tensor],
+        units: Sequence[int] = (),
+        transposed: Sequence[int] = (),
+        flat: Sequence[FlatPart | None] = (),
+    ) -> "Shards | None":
         """Find out; None where all tensors are plain. Without ``units`` only whole tensors can be asked for.
 
         Raises:
             ValueError: If a parameter is one that cannot be measured.
         """
-        meshes: list[Any] = [tensor.device_mesh if is_sharded(tensor) else None for tensor in tensors]
+        flat = tuple(flat) or (None,) * len(tensors)
+        meshes: list[Any] = [
+            tensor.device_mesh if is_sharded(tensor) else part and part.group
+            for tensor, part in zip(tensors, flat, strict=True)
+        ]
         distinct = [mesh for mesh in dict.fromkeys(meshes) if mesh is not None]
         if not distinct:
             return None
@@ -55,7 +67,11 @@ class Shards:
             raise ValueError(reason)
         largest = max(distinct, key=lambda mesh: int(mesh.size()))
         mesh_of = tuple(distinct.index(largest if mesh is None else mesh) for mesh in meshes)
-        return Shards(tuple(tensors), tuple(units), tuple(transposed), tuple(distinct), mesh_of)
+        return Shards(tuple(tensors), tuple(units), tuple(transposed), tuple(distinct), mesh_of, flat)
+
+    def spreads(self, i: int) -> bool:
+        """Whether tensor ``i`` is more than what this process holds of it."""
+        return self.flat[i] is not None or is_sharded(self.tensors[i])
 
     def settle_gradients(self) -> None:
         """Bring every gradient into its parameter's placements: a partial one is summed, as the step itself would."""
@@ -66,15 +82,20 @@ class Shards:
 
     def splits_units(self, i: int) -> bool:
         """Whether processes share the units of tensor ``i`` among them, and not only the tensor."""
-        return bool(split_dims(self.tensors[i]) - {1 if self.transposed[i] else 0})
+        return self.flat[i] is not None or bool(split_dims(self.tensors[i]) - {1 if self.transposed[i] else 0})
 
     @cached_property
     def places(self) -> tuple[Tensor, ...]:
-        """The units of each tensor of which this process holds something: (r,), (r, c) of a transposed convolution."""
+        """The units of each tensor of which this process holds something: (r,), (r, c) of a transposed convolution.
+
+        Of what FSDP1 has cut: (r,), for each run of a unit's elements.
+        """
         return tuple(map(self._places, range(len(self.tensors))))
 
     def _places(self, i: int) -> Tensor:
-        tensor, groups = self.tensors[i], self.transposed[i]
+        tensor, groups, flat = self.tensors[i], self.transposed[i], self.flat[i]
+        if flat is not None:
+            return flat.places(self.units[i], groups).to(tensor.device)
         if not is_sharded(tensor) or self.units[i] == 1:
             return torch.arange(self.units[i], device=tensor.device)
         rows, columns = positions(tensor, 0), positions(tensor, 1)
@@ -86,6 +107,35 @@ class Shards:
         group = torch.div(rows, tensor.shape[0] // groups, rounding_mode="floor")
         places: Tensor = group[:, None] * tensor.shape[1] + columns
         return places
+
+    def by_unit(self, i: int, value: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Views of what is held of tensor ``i``, and the units that their first dimensions number."""
+        flat, places = self.flat[i], self.places[i]
+        if flat is None:
+            return [(value, places)]
+        views = list(flat.runs(value, self.units[i], self.transposed[i]))
+        return list(zip(views, torch.split(places, [len(view) for view in views]), strict=True)) if views else []
+
+    def whole(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """All of each, on every process, from what is held of them: a collective, which all of them must come to."""
+        pairs = zip(self.tensors, values, strict=True)
+        found = [whole(tensor.detach()) if is_sharded(tensor) else one for tensor, one in pairs]
+        for i, flat in enumerate(self.flat):
+            if flat is not None:
+                found[i] = flat.shaped(_over(flat.group, flat.padded(values[i]), largest=False))
+        return found
+
+    def cut(self, i: int, value: Tensor) -> Tensor:
+        """What this process holds of a whole value of tensor ``i``; nothing is sent."""
+        flat = self.flat[i]
+        return part_of(value, self.tensors[i]) if flat is None else flat.cut(value)
+
+    def anywhere(self, flag: bool) -> bool:
+        """Whether it is so on any process: a collective for each mesh; waits for the device."""
+        carried = torch.tensor([float(flag)], dtype=torch.float64, device=self._device)
+        for mesh in self.meshes:
+            carried = _over(mesh, carried, largest=False)
+        return bool(carried > 0)
 
     def norms(self, pieces: Tensor, norm_type: float, *, units: bool = False) -> Tensor:
         """The p-norms, float64: (T,) of the tensors from those of the parts held, or (U,) of all the units.
@@ -137,8 +187,11 @@ class Shards:
     def _shares(self) -> Tensor:
         """Shape (T,): one over the number of copies."""
         meshes = [self.meshes[mesh] for mesh in self.mesh_of]
-        pairs = zip(self.tensors, meshes, strict=True)
-        found = [1 / (copies(tensor) if is_sharded(tensor) else mesh.size()) for tensor, mesh in pairs]
+        each = zip(self.tensors, meshes, self.flat, strict=True)
+        found = [
+            1.0 if flat is not None else 1 / (copies(tensor) if is_sharded(tensor) else mesh.size())
+            for tensor, mesh, flat in each
+        ]
         return torch.tensor(found, dtype=torch.float64, device=self._device)
 
     @cached_property
@@ -152,7 +205,7 @@ class Shards:
         return torch.cat([one.to(self._device) for one in each]), self._shares.repeat_interleave(lengths), members
 
 
-def _over(mesh: "DeviceMesh", values: Tensor, *, largest: bool) -> Tensor:
+def _over(mesh: "DeviceMesh | Group", values: Tensor, *, largest: bool) -> Tensor:
     """Sum, or take the largest, over all processes of the mesh."""
     kind = distributed.ReduceOp.MAX if largest else distributed.ReduceOp.SUM
     carried = values.to(mesh.device_type)  # of parameters that are kept on the CPU the mesh is still the GPUs'
@@ -162,9 +215,9 @@ def _over(mesh: "DeviceMesh", values: Tensor, *, largest: bool) -> Tensor:
     return carried.to(values.device)
 
 
-def _groups(mesh: "DeviceMesh") -> Sequence[Any]:
+def _groups(mesh: "DeviceMesh | Group") -> Sequence[Any]:
     """What to reduce over, one after the other: more than one only for a part of the world in several dimensions."""
-    if mesh.ndim == 1:
+    if isinstance(mesh, Group) or mesh.ndim == 1:
         return [mesh.get_group()]
     return [None] if mesh.size() == distributed.get_world_size() else mesh.get_all_groups()
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_calib.functional.batches import joined
-from lightning_calib.functional.dtensor import held, is_sharded
+from lightning_calib.functional.dtensor import held
 from lightning_calib.functional.mesh_sums import Shards
 from lightning_calib.functional.plan import Plan, moved
 
@@ -34,14 +34,18 @@ def _held_unit_norms(
     plan: Plan, shards: Shards, i: int, value: Tensor | None, norm_type: float, dtype: torch.dtype
 ) -> Tensor:
     """Norms of what this process holds of the units at ``shards.places[i]``, in that order."""
-    if not is_sharded(plan.tensors[i]):
+    if not shards.spreads(i):
         return _unit_norms(plan, i, value, norm_type, dtype)
     places = shards.places[i]
     if value is None or value.numel() == 0:
         return torch.zeros(places.numel(), dtype=dtype, device=plan.device)
     if plan.unit_counts[i] == 1:
         return _norms_over(value.reshape(1, -1), (1,), norm_type, dtype)
-    return _norms_over(value, tuple(range(places.ndim, value.ndim)), norm_type, dtype).flatten()
+    found = [
+        _norms_over(view, tuple(range(places.ndim, view.ndim)), norm_type, dtype).flatten()
+        for view, places in shards.by_unit(i, value)
+    ]
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def _tensor_norms(plan: Plan, values: Sequence[Tensor | None], norm_type: float, dtype: torch.dtype) -> Tensor:

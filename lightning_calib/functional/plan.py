@@ -14,6 +14,8 @@ from torch.optim import Optimizer
 
 from lightning_calib.functional.batches import Batches, batches_of
 from lightning_calib.functional.checks import message
+from lightning_calib.functional.flat_part import FlatPart
+from lightning_calib.functional.fsdp1 import parts_of, plain_path, wrappers
 from lightning_calib.functional.mesh_sums import Shards
 
 Source = nn.Module | Optimizer | Iterable[Tensor]
@@ -29,9 +31,11 @@ class _Label(NamedTuple):
 
 
 def _labels(module: nn.Module) -> dict[int, _Label]:
-    """Name every parameter after the first module that owns it; `torch.compile`'s wrapper leaves no trace."""
+    """Name every parameter after the first module that owns it; `torch.compile`'s wrapper and FSDP1 leave no trace."""
     found: dict[int, _Label] = {}
+    wrapped = bool(wrappers(module))
     for path, owner in module.named_modules():
+        path = plain_path(path) if wrapped else path
         layer = path.replace("_orig_mod.", "").removesuffix("_orig_mod").removesuffix(".")
         for key, tensor in owner.named_parameters(recurse=False):
             groups = owner.groups if isinstance(owner, _ConvTransposeNd) and key == "weight" else 0
@@ -69,6 +73,7 @@ class Plan:
             convolution, whose output units lie along the second dimension; 0 for every other tensor.
         labelled: The scopes that the source can label.
         shapes: The tensors' shapes when the plan was laid.
+        flat: What this process holds of each that FSDP1 has cut into flat shards; None for every other one.
     """
 
     tensors: tuple[Tensor, ...]
@@ -78,6 +83,7 @@ class Plan:
     transposed: tuple[int, ...]
     labelled: frozenset[str]
     shapes: tuple[torch.Size, ...]
+    flat: tuple[FlatPart | None, ...]
 
     @staticmethod
     def of(source: Source) -> "Plan":
@@ -118,8 +124,20 @@ class Plan:
 
     @cached_property
     def shards(self) -> Shards | None:
-        """How the tensors are spread over processes; None unless some are DTensors."""
-        return Shards.of(self.tensors, self.unit_counts, self.transposed)
+        """How the tensors are spread over processes; None unless some are DTensors, or FSDP1's."""
+        return Shards.of(self.tensors, self.unit_counts, self.transposed, self.flat)
+
+    @cached_property
+    def cut(self) -> bool:
+        """Whether FSDP1 has cut some tensor into flat shards, so that what is held elsewhere cannot be seen here."""
+        return any(flat is not None for flat in self.flat)
+
+    @cached_property
+    def whole_shapes(self) -> tuple[torch.Size, ...]:
+        """The shape of each tensor over all processes."""
+        return tuple(
+            tensor.shape if flat is None else flat.shape for tensor, flat in zip(self.tensors, self.flat, strict=True)
+        )
 
     @cached_property
     def wide(self) -> torch.dtype:
@@ -157,13 +175,14 @@ class Plan:
     def by_unit(self) -> Batches:
         """Small tensors with rows of one shape; below two dimensions, of one shape."""
         largest = 2**12 if self.device.type == "cpu" else 2**14
-        return batches_of(self.tensors, self.unit_counts, self.transposed, largest=largest, fewest=2, rows=True)
+        alone = [groups or flat is not None for groups, flat in zip(self.transposed, self.flat, strict=True)]
+        return batches_of(self.tensors, self.unit_counts, alone, largest=largest, fewest=2, rows=True)
 
     def _units(self, i: int) -> int:
-        tensor = self.tensors[i]
-        if tensor.ndim < 2 or tensor.numel() == 0:
+        shape = self.whole_shapes[i]
+        if len(shape) < 2 or shape.numel() == 0:
             return 1
-        return self.transposed[i] * tensor.shape[1] if self.transposed[i] else tensor.shape[0]
+        return self.transposed[i] * shape[1] if self.transposed[i] else shape[0]
 
     def unit_view(self, i: int, value: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """A view of ``value``, shaped like tensor ``i``, and the dimensions in it that lie inside a unit.
@@ -211,4 +230,5 @@ def _build(pairs: Iterable[tuple[int, Tensor]], module: nn.Module | None, labell
     names, layers, transposed = zip(*labels, strict=True) if labels else ((), (), ())
     scopes = frozenset(labelled | {"global", "parameter", "unit"})
     shapes = tuple(tensor.shape for tensor in tensors)
-    return Plan(tuple(tensors), tuple(names), tuple(layers), tuple(groups), tuple(transposed), scopes, shapes)
+    flat = parts_of(tensors, module)
+    return Plan(tuple(tensors), tuple(names), tuple(layers), tuple(groups), tuple(transposed), scopes, shapes, flat)

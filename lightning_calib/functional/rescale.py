@@ -1,12 +1,13 @@
 """Write the coefficients: multiply gradients in place, and leave alone what is to be left alone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from lightning_calib.functional.batches import change_together_
-from lightning_calib.functional.dtensor import held, is_sharded
+from lightning_calib.functional.dtensor import held
+from lightning_calib.functional.mesh_sums import Shards
 from lightning_calib.functional.plan import Plan, moved
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -111,6 +112,11 @@ def _rescale_units(plan: Plan, gradients: Sequence[Tensor | None], factors: Tens
         if ndim not in by_ndim:
             by_ndim[ndim] = torch.split(factors.view(-1, *[1] * (ndim - 1)), counts)
         view, multiplier = gradient, by_ndim[ndim][i]
+        if plan.shards is not None and plan.shards.spreads(i) and plan.unit_counts[i] > 1:
+            for part, factor in _by_places(plan.shards, i, gradient, multiplier.view(-1)):
+                views.append(part)
+                multipliers.append(factor)
+            continue
         if plan.transposed[i] or gradient.is_sparse or gradient.ndim == 0 or plan.spread_out or plan.shards is not None:
             view, multiplier = _by_rows(plan, i, gradient, multiplier.view(-1))
         views.append(view)
@@ -119,12 +125,17 @@ def _rescale_units(plan: Plan, gradients: Sequence[Tensor | None], factors: Tens
         torch._foreach_mul_(views, multipliers)
 
 
+def _by_places(shards: Shards, i: int, gradient: Tensor, factors: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same of what this process holds of a tensor that is spread over several."""
+    factors = moved(factors, gradient.device)
+    for view, places in shards.by_unit(i, gradient):
+        found = factors[places]
+        yield view, found.view(*found.shape, *[1] * (view.ndim - found.ndim))
+
+
 def _by_rows(plan: Plan, i: int, gradient: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
     """A view of the gradient and the factors of its units, shaped so that one multiplies the other."""
     factors = moved(factors, gradient.device)
-    if plan.shards is not None and is_sharded(plan.tensors[i]) and plan.unit_counts[i] > 1:
-        factors = factors[plan.shards.places[i]]
-        return gradient, factors.view(*factors.shape, *[1] * (gradient.ndim - factors.ndim))
     if gradient.is_sparse and gradient.ndim > 1:
         # Rows that occur twice share a factor, so an uncoalesced gradient needs no coalescing here.
         values = gradient._values()

@@ -13,7 +13,7 @@ def segment_names(segments: Segments) -> Sequence[str]:
     if segments.scope != "unit":
         return segments.names
     plan, members = segments.plan, segments.members
-    rows = [plan.unit_counts[i] if plan.tensors[i].ndim > 1 else 0 for i in members]
+    rows = [plan.unit_counts[i] if len(plan.whole_shapes[i]) > 1 else 0 for i in members]
     return UnitNames([plan.names[i] for i in members], rows)
 
 

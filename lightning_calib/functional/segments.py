@@ -75,7 +75,7 @@ class Segments:
     def digest(self) -> str:
         """Of the scope and the members' names and shapes: a checkpoint's state fits if it is the same."""
         plan, by_group = self.plan, self.scope == "group"
-        told = [(plan.names[i], tuple(plan.tensors[i].shape), by_group and plan.groups[i]) for i in self.members]
+        told = [(plan.names[i], tuple(plan.whole_shapes[i]), by_group and plan.groups[i]) for i in self.members]
         return sha256(repr((self.scope, told)).encode()).hexdigest()[:16]
 
     def fold(self, reading: Reading) -> Tensor:

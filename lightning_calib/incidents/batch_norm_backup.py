@@ -4,7 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_calib.functional.finiteness import not_finite
+from lightning_calib.functional.finiteness import look_closer, not_finite
+from lightning_calib.functional.fsdp1 import plain_path
+from lightning_calib.functional.plan import Plan
 
 
 class BatchNormBackup:
@@ -12,7 +14,7 @@ class BatchNormBackup:
 
     def __init__(self, module: nn.Module) -> None:
         self._owners = [
-            (f"{path}.{key}", one, key)
+            (plain_path(f"{path}.{key}"), one, key)
             for path, one in module.named_modules()
             if isinstance(one, _BatchNorm)
             for key in ("running_mean", "running_var")
@@ -47,10 +49,12 @@ def broken(module: nn.Module, statistics: BatchNormBackup, *, put_back: bool) ->
         The text, and whether weights are not finite.
     """
     mended = statistics.put_back() if put_back else []
-    weights = not_finite((name, weight.detach()) for name, weight in module.named_parameters())
+    plan = Plan.of(module)
+    weights = [one.name for one in look_closer(plan, [weight.detach() for weight in plan.tensors])]
     bad = not_finite(statistics.live.items())
     mended = [name for name in mended if name not in bad]
-    others = [name for name in not_finite(module.named_buffers()) if name not in statistics.live]
+    buffers = ((plain_path(path), buffer) for path, buffer in module.named_buffers())
+    others = [name for name in not_finite(buffers) if name not in statistics.live]
     parts = [
         ("weights are not finite either (%s), which no skipped step can mend", weights),
         ("BatchNorm statistics were not finite and are put back (%s)", mended),

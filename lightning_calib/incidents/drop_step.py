@@ -24,6 +24,8 @@ def drop(view: GradientView, *, routine: bool) -> None:
     Unscaling first lets the scaler see what is dropped, so that it backs off.
     """
     stateless = view.fused and not all(view.optimizer.state.get(tensor) for tensor in view.plan.tensors)
+    if view.fused and view.plan.cut and view.plan.shards is not None:  # a process has no state of what it holds nothing
+        stateless = view.plan.shards.anywhere(stateless)
     if stateless or not routine:
         view.unscale()
         view.drop()

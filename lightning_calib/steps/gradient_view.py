@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
+from lightning_calib.functional.fsdp1 import any_reached, given
 from lightning_calib.functional.norms import Reading, measure
 from lightning_calib.functional.plan import Plan, tensors_of
 from lightning_calib.functional.rescale import rescale_
@@ -40,6 +41,7 @@ class GradientView:
         self.index, self.optimizer, self.module, self.suffix = index, optimizer, module, suffix
         self.units, self.scaler = units, scaler
         self.window_scale = 1.0
+        self._reached = True  # whether there can be a gradient
         self._lay_plan()
 
     @property
@@ -54,21 +56,47 @@ class GradientView:
 
     @property
     def has_gradient(self) -> bool:
-        """Whether there was any gradient when last looked at."""
-        return any(gradient is not None for gradient in self.gradients)
+        """Whether there was any gradient when last looked at, on whatever process: all of them know the same."""
+        return self._reached and (self.plan.cut or any(gradient is not None for gradient in self.gradients))
+
+    def given(self) -> list[bool]:
+        """Which of the plan's tensors had one."""
+        if not self.plan.cut:
+            return [gradient is not None for gradient in self.gradients]
+        if not self._reached:
+            return [False] * len(self.gradients)
+        return given(self.plan.flat, self.plan.tensors, self.gradients)
+
+    def has_gradient_left(self) -> bool:
+        """Whether there is any now; where FSDP1 has cut tensors, all processes must come to ask each other."""
+        here = any(tensor.grad is not None for tensor in self.plan.tensors)
+        return here if self.plan.shards is None or not self.plan.cut else self.plan.shards.anywhere(here)
 
     def _lay_plan(self) -> None:
         self.plan = Plan.of_optimizer(self.optimizer, self.module)
 
-    def begin_step(self, window_scale: float = 1.0) -> bool:
-        """Look at the gradients of a new step. True if the parameters have changed and the plan was laid anew."""
+    def begin_step(self, window_scale: float = 1.0, *, fresh: bool = True) -> bool:
+        """Look at the gradients of a new step. True if the parameters have changed and the plan was laid anew.
+
+        Args:
+            window_scale: See above.
+            fresh: Whether a backward pass came since the last step.
+        """
         changed = not self.plan.holds(tensors_of(self.optimizer))
         if changed:
             self._lay_plan()
-        self.window_scale = window_scale
+        self.window_scale, self._reached = window_scale, True
         self._read_scaled = False  # whether an overflow of the norm was seen in this step
         self.look_again()
+        if self.plan.cut:
+            known = (self.plan.flat, self.plan.tensors, self.gradients)
+            self._reached = any_reached(*known) if fresh else self.has_gradient_left()
         return changed
+
+    def look_behind_foreign(self) -> None:
+        """Somebody else may have changed the gradients, or taken them away."""
+        self.look_again()
+        self._reached = self.has_gradient_left()
 
     def look_again(self) -> None:
         """The gradients may have changed: what was read of them holds no longer."""
@@ -117,6 +145,7 @@ class GradientView:
         for tensor in self.plan.tensors:
             tensor.grad = None
         self.look_again()
+        self._reached = False
 
     def unscale(self) -> None:
         """Take the GradScaler's scale out of the gradients before they are changed, once per step."""

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_calib.functional.dtensor import held, part_of, whole
+from lightning_calib.functional.dtensor import held
 from lightning_calib.functional.judge import STATE_LIMIT
 from lightning_calib.functional.norms import measure
 from lightning_calib.functional.saved_state import check_saved
@@ -21,18 +21,18 @@ class StartDistance:
 
     def __init__(self, segments: Segments, rule: object) -> None:
         self.segments = segments
-        size = sum(tensor.numel() * tensor.element_size() for tensor in segments.plan.tensors)
+        plan = segments.plan
+        each = zip(plan.tensors, plan.whole_shapes, strict=True)
+        size = sum(shape.numel() * tensor.element_size() for tensor, shape in each)
         if size > STATE_LIMIT:
             raise ValueError(
                 f"`{rule}` needs a copy of the starting weights, {size / 2**20:.0f} MB of every checkpoint, more than "
                 f"{STATE_LIMIT / 2**20:.0f} MB. Use a rule without distances for this model, such as InverseNorm()."
             )
-        self.start = [held(tensor.detach()).clone() for tensor in segments.plan.tensors]
+        self.start = [held(tensor.detach()).clone() for tensor in plan.tensors]
         # Sharded weights are brought together here, where every process is, and not when a checkpoint asks for them.
-        sharded = segments.plan.shards is not None
-        self.whole = (
-            [whole(start.detach()).to("cpu", copy=True) for start in segments.plan.tensors] if sharded else None
-        )
+        spread = None if plan.shards is None else plan.shards.whole(self.start)
+        self.whole = None if spread is None else [one.to("cpu", copy=True) for one in spread]
         self.start_norms = self._norms(self.start)
 
     def distances(self) -> Tensor:
@@ -55,9 +55,10 @@ class StartDistance:
         Raises:
             DamagedStateError: If it is not of these weights.
         """
-        tensors = self.segments.plan.tensors
-        check_saved(saved, [torch.empty(one.shape, dtype=one.dtype, device="meta") for one in tensors], key)
-        for start, old, tensor in zip(self.start, saved, tensors, strict=True):
-            start.copy_(part_of(old, tensor))
+        plan = self.segments.plan
+        each = zip(plan.tensors, plan.whole_shapes, strict=True)
+        check_saved(saved, [torch.empty(shape, dtype=one.dtype, device="meta") for one, shape in each], key)
+        for i, (start, old) in enumerate(zip(self.start, saved, strict=True)):
+            start.copy_(old if plan.shards is None else plan.shards.cut(i, old))
         self.whole = self.whole and [old.clone() for old in saved]
         self.start_norms = self._norms(self.start)

@@ -107,7 +107,7 @@ class StepHooks:
         """Whether the optimizer had gradients: nobody can take them away behind ours, or they are still there."""
         if self.final_norm_computable or self.freed:
             return True
-        return any(tensor.grad is not None for tensor in self.run.view.plan.tensors)
+        return self.run.view.has_gradient_left()
 
     def _attempt(self, tags: str, read: Callable[[], None]) -> None:
         if tags in self.ended:
@@ -123,7 +123,7 @@ class StepHooks:
     def _copy_weights(self) -> None:
         plan = self.run.view.plan
         if self.sampled is None or self.sampled[0] is not plan:
-            self.sampled = plan, SamplePlan(plan.tensors)
+            self.sampled = plan, SamplePlan(plan.tensors, plan.flat)
         self.sample = WeightSample(self.sampled[1])
 
     def _compare_weights(self) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_calib.functional.dtensor import held, is_sharded
+from lightning_calib.functional.flat_part import FlatPart
 from lightning_calib.functional.mesh_sums import Shards
 from lightning_calib.functional.plan import wide_dtype
 
@@ -43,9 +44,11 @@ class SamplePlan:
         alike: Positions of those that one call serves: of one type, on one device.
     """
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self.tensors = [tensor for tensor in tensors if tensor.numel()]
-        self.shards = Shards.of(self.tensors)
+    def __init__(self, tensors: Sequence[Tensor], flat: Sequence[FlatPart | None] = ()) -> None:
+        pairs = list(zip(tensors, flat or [None] * len(tensors), strict=True))
+        pairs = [(one, part) for one, part in pairs if (one.shape if part is None else part.shape).numel()]
+        self.tensors, parts = [one for one, _ in pairs], [part for _, part in pairs]
+        self.shards = Shards.of(self.tensors, flat=parts)
         self.strides = strides(self.tensors)
         held_here = [held(tensor.detach()).numel() for tensor in self.tensors]
         copied = [-(-size // stride) for size, stride in zip(held_here, self.strides, strict=True)]
@@ -55,7 +58,7 @@ class SamplePlan:
         self.dtype = torch.float32 if narrow else torch.float64
         scales = torch.tensor(share, dtype=self.dtype, device=device).sqrt()
         self.scales = None if all(one == 1.0 for one in share) else scales
-        matrices = [i for i, tensor in enumerate(self.tensors) if tensor.ndim > 1]
+        matrices = [i for i, (one, part) in enumerate(pairs) if len(one.shape if part is None else part.shape) > 1]
         self.matrices = torch.tensor(matrices, device=device) if matrices else None
         self.plain = [
             stride == 1 and not is_sharded(one) for one, stride in zip(self.tensors, self.strides, strict=True)

@@ -105,13 +105,13 @@ def test_validation_inside_an_epoch_is_refused(options):
     assert module.global_step == 0
 
 
-class FSDPStrategy(SingleDeviceStrategy):
+class DeepSpeedStrategy(SingleDeviceStrategy):
     """Recognised by its name: the real one does not start without an accelerator."""
 
 
 def test_parameters_that_are_not_whole_are_refused():
-    with pytest.raises(MisconfigurationException, match=r"FSDPStrategy is not supported: .* Use FSDP2 .* or DDP\."):
-        fit(Net(), PreciseBatchNorm(), strategy=FSDPStrategy(torch.device("cpu")))
+    with pytest.raises(MisconfigurationException, match=r"DeepSpeedStrategy is not supported: .*FSDP2 .* or DDP\."):
+        fit(Net(), PreciseBatchNorm(), strategy=DeepSpeedStrategy(torch.device("cpu")))
 
 
 def test_weight_averaging_must_come_first():

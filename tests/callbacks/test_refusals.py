@@ -40,19 +40,15 @@ ACTING = {
 }
 
 
-class FSDPStrategy(SingleDeviceStrategy):
-    """Told by its name along the MRO, as the real one is."""
-
-
 class DeepSpeedStrategy(SingleDeviceStrategy):
-    """The same."""
+    """Told by its name along the MRO, as the real one is."""
 
 
 class MyDeepSpeed(DeepSpeedStrategy):
     """A user's subclass."""
 
 
-STRATEGIES = {"FSDPStrategy": FSDPStrategy, "DeepSpeedStrategy": DeepSpeedStrategy, "subclass": MyDeepSpeed}
+STRATEGIES = {"DeepSpeedStrategy": DeepSpeedStrategy, "subclass": MyDeepSpeed}
 
 
 @pytest.mark.parametrize("make", ACTING.values(), ids=ACTING)
@@ -73,13 +69,12 @@ def test_sharding_strategies_are_refused_by_who_acts(strategy, make):
     with pytest.raises(MisconfigurationException) as error:
         fit(module, [make()], strategy=strategy(torch.device("cpu")))
     message = str(error.value)
-    assert "DeepSpeed" in message or "FSDP" in message
+    assert "DeepSpeed" in message
     assert type(make()).__name__ in message
 
 
 MODES = {
     "lbfgs": {"optimizer": LBFGS},
-    "fsdp": {"strategy": FSDPStrategy},
     "deepspeed": {"strategy": DeepSpeedStrategy},
 }
 
@@ -122,7 +117,7 @@ def test_refusal_for_a_strategy_comes_before_the_first_batch():
             raise AssertionError("trained")
 
     with pytest.raises(MisconfigurationException):
-        fit(Never(), [ZClip()], strategy=FSDPStrategy(torch.device("cpu")))
+        fit(Never(), [ZClip()], strategy=DeepSpeedStrategy(torch.device("cpu")))
     with pytest.raises(MisconfigurationException):
         fit(Never(LBFGS), [ZClip()])
 
@@ -182,13 +177,11 @@ def test_parameters_without_a_norm_of_their_own_are_not_measured(mesh, said):
     assert len([line for line in said() if "term of a sum" in line]) == 1
 
 
-@pytest.mark.parametrize("strategy", ["FSDPStrategy", "DeepSpeedStrategy"])
-def test_the_way_out_of_a_refused_strategy_is_named(strategy, said):
+def test_the_way_out_of_a_refused_strategy_is_named(said):
     with pytest.raises(MisconfigurationException, match="`ModelParallelStrategy`") as error:
-        fit(Tiny(), [ZClip()], strategy=STRATEGIES[strategy](torch.device("cpu")))
-    way = "`clip_grad_norm_`" if strategy == "FSDPStrategy" else "`gradient_clipping`"
-    assert way in str(error.value)
-    fit(Tiny(), [NonFiniteGuard("warn")], 1, strategy=STRATEGIES[strategy](torch.device("cpu")))
+        fit(Tiny(), [ZClip()], strategy=DeepSpeedStrategy(torch.device("cpu")))
+    assert "`gradient_clipping`" in str(error.value)
+    fit(Tiny(), [NonFiniteGuard("warn")], 1, strategy=DeepSpeedStrategy(torch.device("cpu")))
     (line,) = [line for line in said() if "NonFiniteGuard" in line]
     assert str(error.value).partition("here. ")[2] in line, "who watches says the same"
 

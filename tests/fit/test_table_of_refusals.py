@@ -27,10 +27,6 @@ class DeepSpeedStrategy(SingleDeviceStrategy):
     """Told by its name: the real one needs DeepSpeed."""
 
 
-class FSDPStrategy(SingleDeviceStrategy):
-    """The same."""
-
-
 class MyDeepSpeed(DeepSpeedStrategy):
     """A user's subclass."""
 
@@ -64,22 +60,9 @@ TEXTS = [
         "`gradient_clipping` in DeepSpeed's own configuration, or use FSDP2 (`ModelParallelStrategy`).",
     ),
     (
-        FSDPStrategy(CPU),
-        "gradients",
-        "FSDPStrategy is not supported: FSDP1 shows each rank a flat shard, whose norms are not the tensors' norms. "
-        "Use FSDP2 (`ModelParallelStrategy`, with `fully_shard` in `configure_model`), DDP, or in a hook of yours the "
-        "root module's own `clip_grad_norm_`.",
-    ),
-    (
         MyDeepSpeed(CPU),
         "forward",
         "DeepSpeedStrategy is not supported: outside its own forward the parameters are not whole. Use FSDP2 "
-        "(`ModelParallelStrategy`) or DDP.",
-    ),
-    (
-        FSDPStrategy(CPU),
-        "forward",
-        "FSDPStrategy is not supported: outside its own forward the parameters are not whole. Use FSDP2 "
         "(`ModelParallelStrategy`) or DDP.",
     ),
     (

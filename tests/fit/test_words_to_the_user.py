@@ -21,11 +21,11 @@ from lightning_calib.fit.parameter_names import check_globs, check_name, first_m
 from lightning_calib.fit.unsupported import unseen_step, unsupported_optimizer, unsupported_strategy
 
 
-class FSDPStrategy:
+class DeepSpeedStrategy:
     pass
 
 
-class Mine(FSDPStrategy):
+class Mine(DeepSpeedStrategy):
     pass
 
 
@@ -54,9 +54,9 @@ class Bare:
 
 
 def test_strategies_by_their_name_or_a_base_class():
-    for strategy in (FSDPStrategy(), Mine()):
+    for strategy in (DeepSpeedStrategy(), Mine()):
         reason = unsupported_strategy(SimpleNamespace(strategy=strategy))
-        assert reason.startswith("FSDPStrategy is not supported: FSDP1 shows each rank a flat shard")
+        assert reason.startswith("DeepSpeedStrategy is not supported: DeepSpeed keeps the gradients to itself")
     assert unsupported_strategy(SimpleNamespace(strategy=object())) is None
 
 

@@ -191,12 +191,8 @@ def _life() -> list[Mode]:
     ]  # fmt: skip
 
 
-class FSDPStrategy(SingleDeviceStrategy):
-    """Told by its name along the MRO, as the real one is."""
-
-
 class DeepSpeedStrategy(SingleDeviceStrategy):
-    """The same."""
+    """Told by its name along the MRO, as the real one is."""
 
 
 TORN = "outside its own forward the parameters are not whole. Use FSDP2 (`ModelParallelStrategy`) or DDP."
@@ -225,10 +221,6 @@ def _elsewhere() -> list[Mode]:
              refuses=dict.fromkeys(['NonFiniteGuard("skip")', "LearningRateControl"], LOOP),
              silent=dict.fromkeys(WATCHING, LOOP),
              absent=("PreciseBatchNorm",)),
-        refused("FSDP1 (`FSDPStrategy`)", FSDPStrategy,
-                "FSDP1 shows each rank a flat shard, whose norms are not the tensors' norms. Use FSDP2 "
-                "(`ModelParallelStrategy`, with `fully_shard` in `configure_model`), DDP, or in a hook of yours the "
-                "root module's own `clip_grad_norm_`."),
         refused("DeepSpeed", DeepSpeedStrategy,
                 "DeepSpeed keeps the gradients to itself, so that the hook sees none. Set `gradient_clipping` in "
                 "DeepSpeed's own configuration, or use FSDP2 (`ModelParallelStrategy`)."),
@@ -245,13 +237,15 @@ GROUPS = {
     "Two processes (gloo, CPU): what one would have done": [
         Mode("DDP", check=hosts.check_two_processes),
         Mode("FSDP2 (`fully_shard` under `ModelParallelStrategy`)", check=hosts.check_two_processes),
+        Mode("FSDP1 (`FSDPStrategy`): FULL_SHARD, SHARD_GRAD_OP, NO_SHARD", check=hosts.check_two_processes),
         Mode("tensor parallel beside plain parameters", check=hosts.check_two_processes),
     ],
 }
 MODES = [mode for modes in GROUPS.values() for mode in modes]
 NOT_RUN = (
     "any CUDA, MPS or other accelerator, and so float16 autocast and GradScaler there (the rows above are on the CPU)",
-    "NCCL, more than two processes, several nodes",
-    "the engines of DeepSpeed and FSDP1 (the rows above find them by their class and refuse)",
+    "NCCL, several nodes, more than two processes (but for FSDP1, also in hybrid shards: four)",
+    "the engine of DeepSpeed (the row above finds it by its class and refuses)",
+    "FSDP1 with parameters that are kept on the CPU (`cpu_offload`): it is refused",
     "the Hugging Face Trainer and Accelerate: [without a Trainer](how-to/without-a-trainer.md) has the function",
 )

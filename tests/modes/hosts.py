@@ -19,7 +19,7 @@ from lightning.pytorch.cli import LightningCLI
 from modes.laws import CASES
 from modes.models import EPOCHS, Configured, Net, data, network
 from torch.utils.data import DataLoader
-from two_processes import fits, launch, others
+from two_processes import fits, flat, flat_slow, launch, others
 
 import lightning_calib
 
@@ -123,14 +123,26 @@ CASES_OF_TWO = {
     "LearningRateControl": "every_rule_under_every_way",
     "PreciseBatchNorm": "batch_statistics_are_those_of_all_processes",
 }
-WAYS = {"DDP": "ddp", "FSDP2": "fully_sharded", "tensor": "tensor_parallel_with_plain_parameters"}
+WAYS = {
+    "DDP": "ddp",
+    "FSDP2": "fully_sharded",
+    "FSDP1": "flat_shards",
+    "tensor": "tensor_parallel_with_plain_parameters",
+}
+OF_FLAT = {
+    'NonFiniteGuard("warn")': "all_skip_a_step_that_is_bad_on_one_process_under_flat_shards",
+    'NonFiniteGuard("skip")': "all_skip_a_step_that_is_bad_on_one_process_under_flat_shards",
+    "LearningRateControl": "every_rule_under_flat_shards",
+    "PreciseBatchNorm": "batch_statistics_under_flat_shards_are_those_of_all_processes",
+}
 
 
 def check_two_processes(mode: Any, column: str) -> None:
     """Two processes are started once, by tests/distributed; here only that the case is among those that run there."""
     way = WAYS[mode.title.split(" ")[0]]
-    name = CASES_OF_TWO.get(column, f"every_callback_under_{way}")
-    assert launch.CASES[name] in (vars(fits).get(name), vars(others).get(name))
+    name = (OF_FLAT if way == "flat_shards" else CASES_OF_TWO).get(column, f"every_callback_under_{way}")
+    known = {**launch.CASES, **launch.SLOW}
+    assert known[name] in [vars(module).get(name) for module in (fits, others, flat, flat_slow)]
     assert column in {*CASES_OF_TWO, *fits.CALLBACKS}
 
 

@@ -20,9 +20,11 @@ import torch
 from torch import Tensor, distributed
 from torch.multiprocessing import start_processes
 
-WORLD = 2
-MODULES = ("values", "fits", "others", "memory")
+WORLD = int(os.environ.get("PROCESSES", "2"))
+MODULES = ("values", "fits", "others", "memory", "flat", "flat_values", "flat_slow")
 CASES: dict[str, Callable[[], None]] = {}
+SLOW: dict[str, Callable[[], None]] = {}  # by `make test-all` alone
+FOUR: dict[str, Callable[[], None]] = {}  # the same, on four processes
 _COLLECTIVES = ("all_reduce", "all_gather", "all_gather_into_tensor", "broadcast", "reduce_scatter_tensor")
 
 
@@ -30,6 +32,24 @@ def case(function: Callable[[], None]) -> Callable[[], None]:
     """Run by both processes; passes if neither raises."""
     CASES[function.__name__] = function
     return function
+
+
+def slow(function: Callable[[], None]) -> Callable[[], None]:
+    """The same, where it takes long."""
+    SLOW[function.__name__] = function
+    return function
+
+
+def four(function: Callable[[], None]) -> Callable[[], None]:
+    """The same, on four processes."""
+    FOUR[function.__name__] = function
+    return function
+
+
+def named(cases: dict[str, Callable[[], None]], *modules: Any) -> list[str]:
+    """Those of these modules."""
+    kept = {module.__name__ for module in modules}
+    return [name for name, function in cases.items() if function.__module__ in kept]
 
 
 @contextmanager
@@ -77,7 +97,7 @@ def play(rank: int, folder: str, names: list[str]) -> None:
     os.chdir(place)
     for name in names:
         try:
-            CASES[name]()
+            {**CASES, **SLOW, **FOUR}[name]()
             told = ""
         except BaseException:
             told = traceback.format_exc()

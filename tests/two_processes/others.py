@@ -1,4 +1,4 @@
-"""Cases for `launch.py`: BatchNorm over processes, the other forms of DDP, and what is refused."""
+"""Cases for `launch.py`: BatchNorm over processes, and the other forms of DDP."""
 
 from __future__ import annotations
 
@@ -6,14 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import pytest
 import torch
-from helpers.tiny_modules import Rows, Tiny, fit
-from lightning.pytorch.strategies import FSDPStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel
-from two_processes.fits import CALLBACKS, Watch
+from two_processes.fits import CALLBACKS
 from two_processes.launch import case, everywhere
 from two_processes.run import PLAIN, SGD, Make, Run, Shared, network, pair
 
@@ -80,29 +75,3 @@ def ddp_in_its_other_forms() -> None:
         pair("ddp", make, options={"static_graph": True})
         pair("ddp", make, partial(Shared, PLAIN, Parts), options={"find_unused_parameters": True})
         pair("ddp", make, partial(Shared, PLAIN, Table))
-
-
-class OwnFSDP(FSDPStrategy):
-    """On the CPU, where Lightning refuses its own class and no other."""
-
-
-class Flat(Tiny):
-    """Parameters in flat shards."""
-
-    def configure_model(self) -> None:
-        if not isinstance(self.net, FullyShardedDataParallel):
-            self.net = FullyShardedDataParallel(self.net, device_id=torch.device("cpu"))
-
-
-@case
-def fsdp1_is_refused_by_who_acts_and_not_measured() -> None:
-    def kinds() -> dict[str, Any]:
-        return {"strategy": OwnFSDP(process_group_backend="gloo"), "devices": 2, "use_distributed_sampler": False}
-
-    for acting in (calib.GradientClip(1.0), calib.NonFiniteGuard("skip"), calib.PreciseBatchNorm()):
-        with pytest.raises(MisconfigurationException, match=r"FSDPStrategy is not supported.*`ModelParallelStrategy`"):
-            fit(Flat(), [acting], 2, **kinds())
-    rows = Rows()
-    trainer = fit(Flat(), [Watch(), calib.NonFiniteGuard("warn")], 2, logger=rows, **kinds())
-    assert trainer.global_step == 2
-    assert rows.rows == []

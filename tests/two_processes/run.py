@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from helpers.tiny_modules import Rows, Tiny, fit
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+    Strategy,
+)
 from torch import Tensor, distributed, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed import fsdp
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -21,7 +31,7 @@ from torch.distributed.tensor.parallel import (
     SequenceParallel,
     parallelize_module,
 )
-from two_processes.launch import counted, everywhere, whole
+from two_processes.launch import WORLD, counted, everywhere, whole
 
 from lightning_calib.callbacks.base import CalibratedCallback
 
@@ -45,6 +55,7 @@ class Shared(Tiny):
 
     way = ""
     bad: tuple[int, ...] = ()
+    wide = torch.float32
 
     def __init__(self, optimizer: Callable[..., Any] = SGD, net: Callable[[], nn.Module] = network) -> None:
         super().__init__(optimizer, SPIKES, net)
@@ -62,7 +73,8 @@ class Shared(Tiny):
         """This process's part of the loss."""
         generator = torch.Generator().manual_seed(1000 + step)
         x, y = torch.randn(16, 4, generator=generator), torch.randn(16, 1, generator=generator)
-        parts = 2 if self.way in ("fsdp", "ddp") else 1
+        x, y = x.to(self.wide), y.to(self.wide)
+        parts = WORLD if self.way in ("fsdp", "ddp", "flat") else 1
         x, y = (one.chunk(parts)[distributed.get_rank() % parts] for one in (x, y))
         loss = nn.functional.mse_loss(self.net(x), y) * self.gains.get(step, 1.0)
         return loss * math.nan if step in self.bad and (parts == 1 or distributed.get_rank() == 1) else loss
@@ -91,9 +103,54 @@ def _sequence_parallel(net: nn.Module, mesh: Any) -> None:
 WAYS = {"fsdp": _fsdp, "tensor": _tensor_parallel, "sequence": _sequence_parallel}
 
 
+@contextmanager
+def on_the_cpu() -> Iterator[None]:
+    """Lightning gives FSDP1 the index of a GPU, and none is not the CPU."""
+    init = FullyShardedDataParallel.__init__
+
+    def there(*args: Any, **kinds: Any) -> None:
+        init(*args, **{**kinds, "device_id": torch.device("cpu")})
+
+    with patch.object(FullyShardedDataParallel, "__init__", there):
+        yield
+
+
+class FlatStrategy(FSDPStrategy):
+    """FSDP1 on the CPU, where Lightning refuses its own class and no other."""
+
+    @property
+    def root_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def _setup_model(self, model: nn.Module) -> nn.Module:
+        with on_the_cpu():
+            return super()._setup_model(model)
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        with _kept_where_it_is():
+            return super().lightning_module_state_dict()
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        with _kept_where_it_is():
+            return super().optimizer_state(optimizer)
+
+
+@contextmanager
+def _kept_where_it_is() -> Iterator[None]:
+    """Gathering a state and then offloading it to the CPU reads freed memory, in torch, where it is on the CPU."""
+    with ExitStack() as stack:
+        for place, name in ((fsdp, "FullStateDictConfig"), (fsdp.api, "FullOptimStateDictConfig")):
+            kind = getattr(place, name)
+            stack.enter_context(patch.object(place, name, lambda kind=kind, **kinds: kind(rank0_only=True)))
+        yield
+
+
 def strategy(way: str, options: dict[str, Any]) -> Strategy:
     if way == "ddp":
         return DDPStrategy(process_group_backend="gloo", **options)
+    if way == "flat":
+        options = {"auto_wrap_policy": ModuleWrapPolicy({nn.Linear}), "state_dict_type": "full", **options}
+        return FlatStrategy(process_group_backend="gloo", **options)
     if way:
         return ModelParallelStrategy(*((2, 1) if way == "fsdp" else (1, 2)), save_distributed_checkpoint=False)
     return SingleDeviceStrategy(torch.device("cpu"))
@@ -107,7 +164,10 @@ class Kept(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.states = [one.state_dict() for one in self.ours]
-        self.weights = [whole(p) for p in pl_module.parameters()]
+        model = trainer.strategy.model
+        flat = isinstance(trainer.strategy, FlatStrategy)
+        with FullyShardedDataParallel.summon_full_params(model) if flat else nullcontext():
+            self.weights = [whole(p) for p in pl_module.parameters()]
 
 
 class Run:
@@ -120,7 +180,7 @@ class Run:
         self.module.way = way
         kept = Kept([one for one in ours if isinstance(one, CalibratedCallback)])
         kinds = {"log_every_n_steps": 2, "logger": self.rows, "use_distributed_sampler": False, **kinds}
-        kinds |= {"devices": 2 if way else 1, "strategy": strategy(way, options or {})}
+        kinds |= {"devices": WORLD if way else 1, "strategy": strategy(way, options or {})}
         with counted() as self.calls:
             self.trainer = fit(self.module, [kept, *ours], steps, **kinds)
         self.states, self.weights = kept.states, kept.weights
@@ -135,7 +195,7 @@ class Run:
     def same_as(self, one: Run, **close: float) -> None:
         """As a run in one process."""
         close = close or CLOSE
-        assert self.rows.steps == one.rows.steps
+        assert self.rows.steps == one.rows.steps, (self.rows.steps, one.rows.steps)
         rows = [[row for _, row in run.rows.rows] for run in (self, one)]
         torch.testing.assert_close(*rows, **close, equal_nan=True)
         torch.testing.assert_close(_numbers(self.states), _numbers(one.states), **close, equal_nan=True)
