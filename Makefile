@@ -11,7 +11,7 @@ demo: $(STAMP)  ## train a small CNN on handwritten digits with NonFiniteGuard, 
 test: lint types  ## everything that decides whether a change is good
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-all: $(STAMP)  ## what is too long for `make test`: all planted faults and healthy runs; about 6 minutes
+test-all: $(STAMP)  ## what is too long for `make test`: all planted faults and healthy runs, FSDP1 in all its forms; about 10 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 test-browser: $(STAMP)  ## the "Gradients" tab in a real browser; needs Chromium
