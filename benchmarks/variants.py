@@ -24,7 +24,9 @@ from lightning_calib import (
     Percentile,
     Polyak,
     SpikeBackoff,
+    SpikeGuard,
     ZClip,
+    ZScore,
 )
 
 Make = Callable[[], Callback]
@@ -131,6 +133,7 @@ def unlogged() -> list[Variant]:
         alone("GradientNormalize()", GradientNormalize, "firing"),
         alone("GradientCentralize()", GradientCentralize, "firing"),
         alone('NonFiniteGuard("skip")', lambda: NonFiniteGuard("skip"), "quiet"),
+        alone("SpikeGuard()", lambda: SpikeGuard(ZScore(4.0, **short)), "quiet"),
         alone("LearningRateControl(SpikeBackoff())", lambda: LearningRateControl(SpikeBackoff())),
         alone("LearningRateControl(InverseNorm())", lambda: LearningRateControl(InverseNorm())),
         alone("LearningRateControl(Polyak())", lambda: LearningRateControl(Polyak())),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lightning_calib.callbacks import LearningRateControl as LearningRateControl
     from lightning_calib.callbacks import NonFiniteGuard as NonFiniteGuard
     from lightning_calib.callbacks import PreciseBatchNorm as PreciseBatchNorm
+    from lightning_calib.callbacks import SpikeGuard as SpikeGuard
     from lightning_calib.callbacks import ZClip as ZClip
     from lightning_calib.functional import Observation as Observation
     from lightning_calib.functional import Policy as Policy
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from lightning_calib.report import Finding as Finding
     from lightning_calib.report import Report as Report
     from lightning_calib.report.incident import NonFiniteGradientError as NonFiniteGradientError
+    from lightning_calib.report.spike import SpikeError as SpikeError
     from lightning_calib.schedules import DistanceOverGradients as DistanceOverGradients
     from lightning_calib.schedules import InverseNorm as InverseNorm
     from lightning_calib.schedules import LearningRateRule as LearningRateRule
@@ -47,11 +49,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "callbacks": (
         "AGC AdaGC AutoClip GradientCentralize GradientClip GradientMonitor GradientNormalize GradientValueClip "
-        "LearningRateControl NonFiniteGuard PreciseBatchNorm ZClip"
+        "LearningRateControl NonFiniteGuard PreciseBatchNorm SpikeGuard ZClip"
     ),
     "functional": "Observation Policy SegmentReport",
     "report": "Finding Report",
     "report.incident": "NonFiniteGradientError",
+    "report.spike": "SpikeError",
     "tensorboard.read_events": "read_events",
     "schedules": "DistanceOverGradients InverseNorm LearningRateRule Measurement Polyak SpikeBackoff refine_schedule",
     "policies": "EMARelative GradientStabilizer MaxNorm Percentile WeightRelative ZScore",

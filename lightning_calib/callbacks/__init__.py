@@ -12,3 +12,4 @@ from lightning_calib.callbacks.published import AGC as AGC
 from lightning_calib.callbacks.published import AdaGC as AdaGC
 from lightning_calib.callbacks.published import AutoClip as AutoClip
 from lightning_calib.callbacks.published import ZClip as ZClip
+from lightning_calib.callbacks.spike_guard import SpikeGuard as SpikeGuard

@@ -16,8 +16,8 @@ from lightning_calib.fit.parameter_names import check_name
 from lightning_calib.fit.participant import FitStart, Needs, Row
 from lightning_calib.fit.scalar_row import rates_of
 from lightning_calib.fit.unsupported import refused
+from lightning_calib.fit.window_loss import WindowLoss
 from lightning_calib.functional.checks import check_number, message
-from lightning_calib.functional.dtensor import whole
 from lightning_calib.functional.plan import Plan
 from lightning_calib.functional.segments import Segments
 from lightning_calib.schedules.contract import check_rule
@@ -137,7 +137,7 @@ class LearningRateControl(CalibratedCallback):
             doubt = doubt_of_rate(self.rule, view.optimizer, self.max_factor)
             if doubt:
                 warn(f"{self._label}: {doubt}")
-        self._forget_loss()
+        self._loss = WindowLoss()
         return f"{self._label}: {self.rule}"
 
     def _lay(self, view: GradientView) -> RuleMemory:
@@ -165,9 +165,6 @@ class LearningRateControl(CalibratedCallback):
                 f"{self._label} out."
             )
 
-    def _forget_loss(self) -> None:
-        self._loss: Tensor | None = None
-
     def on_train_batch_start(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
     ) -> None:
@@ -178,16 +175,15 @@ class LearningRateControl(CalibratedCallback):
     def on_before_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", loss: Tensor) -> None:
         """Add the loss to this window's, as Lightning has it: divided by the number of micro-batches."""
         if self._session is not None and self.rule.needs_loss:
-            scaler, loss = self._session.facts.scaler, whole(loss.detach())
-            part = loss.clone() if scaler is None else loss / scaler._scale
-            self._loss = part if self._loss is None else self._loss + part
+            self._loss.add(loss, self._session.facts.scaler)
 
     def on_before_optimizer_step(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", optimizer: Optimizer
     ) -> None:
         """Take a turn; the window's loss belongs to this step, whatever becomes of it."""
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
-        self._forget_loss()
+        if self._session is not None:
+            self._loss.forget()
 
     def _inspect(self, view: GradientView, record: StepRecord) -> StepRecord:
         """Take the norms before anybody acts."""
@@ -212,15 +208,13 @@ class LearningRateControl(CalibratedCallback):
         session = self._session
         if not self.rule.needs_loss or session is None:
             return own.measurement(None)
-        if self._loss is None:
+        loss = self._loss.mean(session.trainer, record)
+        if loss is None:
             raise MisconfigurationException(
                 f"{self._label} needs the loss of every step for {self.rule}, and there was none since the last one. "
                 "Call `self.manual_backward(loss)` right before each optimizer's own step."
             )
-        loss = self._loss
-        if session.trainer.world_size > 1:
-            loss = session.trainer.strategy.reduce(loss, reduce_op="mean")
-        return own.measurement(loss * record.window_scale)
+        return own.measurement(loss)
 
     def _row(self, view: GradientView, record: StepRecord, memory: OptimizerMemory) -> Row:
         """The rates."""

@@ -23,7 +23,9 @@ class Needs:
         acts: It may change gradients or learning rates, or end the run: it refuses where it cannot be right.
         clips: How it reduces gradients, if that is what it does: by one norm that never changes, in another way, or to
             a norm, which also enlarges.
-        guards: It looks for gradients that are not finite, before the others look at anything.
+        guards: It may drop the step, and looks before the others look at anything.
+        loss_on_host: It brings the loss to the host beside the norm, so it looks before the guards that need the norm
+            alone: one wait for the device serves them all.
         scales_rates: It scales learning rates.
         full_row: It wants all scalars in the row, not only those of the callbacks that act.
         every_n_steps: It wants a row every so many batches that step; None follows the Trainer.
@@ -36,6 +38,7 @@ class Needs:
     acts: bool = True
     clips: Literal["fixed", "adaptive", "normalise"] | None = None
     guards: bool = False
+    loss_on_host: bool = False
     scales_rates: bool = False
     full_row: bool = False
     every_n_steps: int | None = None

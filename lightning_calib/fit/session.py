@@ -31,7 +31,7 @@ class Session:
         self.trainer, self.module, self.participants = trainer, module, participants
         self.first, self.final = participants[0], participants[-1]
         # A guard may have to read the gradients again, so that it looks before the others do.
-        guards_first = sorted(participants, key=lambda one: not one._needs.guards)
+        guards_first = sorted(participants, key=lambda one: (not one._needs.guards, not one._needs.loss_on_host))
         self.inspecting = [one for one in guards_first if _has_its_own(one, "_inspect")]
         self.observing = [one for one in participants if _has_its_own(one, "_observe")]
         self.facts = FitFacts.of(trainer, module, participants)

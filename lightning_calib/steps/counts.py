@@ -26,6 +26,7 @@ class StepCounts(NamedTuple):
         trainer_reduced: Steps on which the Trainer, or the module in its place, reduced the gradient.
         known: Steps on which it is known what was left of the gradient in the end.
         left: Sum over the known steps of the share of the norm that was left.
+        rewound: Steps that were taken, and undone by a rewind.
     """
 
     window_steps: int
@@ -38,6 +39,12 @@ class StepCounts(NamedTuple):
     trainer_reduced: Tensor
     known: Tensor
     left: Tensor
+    rewound: int = 0
+
+    @property
+    def later(self) -> dict[str, Any]:
+        """What earlier versions did not save."""
+        return {"rewound": 0}
 
     @staticmethod
     def empty(plan: Plan) -> "StepCounts":
@@ -80,6 +87,7 @@ class StepCounts(NamedTuple):
             window_reduced=self.window_reduced + _reduced(records),
             window_max=torch.maximum(self.window_max, torch.where(finite, before, -1).max()),
             steps=self.steps + len(records),
+            rewound=self.rewound + sum(record.rewound for record in records),
         )
 
     def _add_overflows(

@@ -3,6 +3,7 @@
 from math import isfinite
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
@@ -42,6 +43,7 @@ class GradientView:
         self.units, self.scaler = units, scaler
         self.window_scale = 1.0
         self._reached = True  # whether there can be a gradient
+        self._on_host: tuple[Reading, float] | None = None  # the norm of a reading, once it was brought there
         self._lay_plan()
 
     @property
@@ -134,11 +136,27 @@ class GradientView:
 
     def is_finite(self) -> bool:
         """Whether the norm is; waits for the device. One that has only overflowed is read again first, scaled."""
-        finite = isfinite(self.norm().item())
+        finite = isfinite(self.on_host()[0])
         if finite or self.readings[2.0].scaled:
             return finite
         self._read_scaled, self.readings = True, {}
-        return isfinite(self.norm().item())
+        return isfinite(self.on_host()[0])
+
+    def on_host(self, *beside: Tensor) -> list[float]:
+        """The norm, and numbers of one element beside it, with one wait for the device; none where the norm is known.
+
+        A callback that wants numbers brought beside the norm must be the first that asks in a step.
+        """
+        reading = self.reading()
+        if self._on_host is not None and self._on_host[0] is reading and not beside:
+            return [self._on_host[1]]
+        if reading.norm.device.type == "cpu":
+            values = [reading.norm.item(), *(one.item() for one in beside)]
+        else:
+            norm = reading.norm
+            values = torch.stack([norm, *(one.reshape(()).to(norm) for one in beside)]).tolist()
+        self._on_host = reading, values[0]
+        return values
 
     def drop(self) -> None:
         """Drop the step: without gradients the optimizer changes nothing, neither parameters nor state."""

@@ -45,10 +45,10 @@ class OptimizerMemory(NamedTuple):
         records = tuple(record for record in records if record.norm_before is not None)
         if not records:
             return self
-        norms = [norm for record in records if (norm := record.norm_before) is not None]
+        norms = [norm for record in records if (norm := record.norm_before) is not None and not record.spike]
         return self.add_clips(*records)._replace(
             steps=self.steps.add(*records, scaled=scaled, fused=fused),
-            norms=None if self.norms is None else self.norms.add(torch.stack(norms)),
+            norms=self.norms if self.norms is None or not norms else self.norms.add(torch.stack(norms)),
         )
 
     def add_clips(self, *records: StepRecord) -> "OptimizerMemory":

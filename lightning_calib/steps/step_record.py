@@ -89,6 +89,8 @@ class StepRecord(NamedTuple):
         fired: What each clipping callback did.
         kept: What everybody left, where it can be computed.
         overflow: What the guard found, on a step that it found to be bad.
+        spike: Whether it was dropped because its norm or its loss was a spike: no history of norms takes it in.
+        rewound: How many earlier steps a rewind has undone; known on the first step that is taken after it.
         incident: Step, tensor and sentence of an incident, for the tab.
         fatal: What ends the run, when the incident has been kept.
         used: The norms that the optimizer used, of logged steps; None where they cannot be known.
@@ -106,6 +108,8 @@ class StepRecord(NamedTuple):
     fired: tuple[Fired, ...] = ()
     kept: Kept | None = None
     overflow: Overflow | None = None
+    spike: bool = False
+    rewound: int = 0
     incident: tuple[int, str, str] | None = None
     fatal: Exception | None = None
     used: Reading | None = None

@@ -120,6 +120,7 @@ SCALARS = (
         _REPORT,
         logged=False,
     ),
+    Scalar("rewound", "steps that were taken, and undone by a rewind", "should stay 0", logged=False),
 )
 QUANTILES = {"norm_p10": 0.1, "norm_p50": 0.5, "norm_p90": 0.9}  # of the norms of the run, which have no scalar tag
 LOGGED = tuple(scalar for scalar in SCALARS if scalar.logged)  # those with a tag

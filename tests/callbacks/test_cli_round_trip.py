@@ -81,6 +81,10 @@ SET: dict[str, tuple[dict[str, Any], str]] = {
         )
     },
     "PreciseBatchNorm": (made("PreciseBatchNorm", num_batches=3), "num_batches=3"),
+    "SpikeGuard": (
+        made("SpikeGuard", policy=made("ZScore", z_max=5.0), ladder=["skip", "stop"], max_skips=3, lr_factor=0.5),
+        "ladder=('skip', 'stop'), max_skips=3, max_rewinds=2",
+    ),
 }
 QUIET = {"logger": True, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
 

@@ -56,6 +56,8 @@ SIGNATURES = {
     "NonFiniteGuard": 'action="warn", *, max_consecutive=5, max_total=None, save_batch_to=None, trace=False',
     "LearningRateControl": "rule, *, min_factor=0.0, max_factor=1.0, name=None",
     "PreciseBatchNorm": "num_batches=200, *, forward=None",
+    "SpikeGuard": 'policy=ZScore(4), *, min_ratio=3.0, ladder=("skip", "rewind", "stop"), max_skips=20, max_rewinds=2, '
+    "snapshot_every_n_steps=50, max_snapshot_gb=16.0, lr_factor=1.0, lr_steps=100",
     "MaxNorm": "max_norm",
     "Percentile": f"percentile=95.0, window=1000, warmup_steps=100, {WARMUP}",
     "ZScore": f"z_max=2.5, decay=0.97, warmup_steps=25, robust=True, {WARMUP}",
@@ -92,6 +94,17 @@ SET: dict[str, dict[str, Any]] = {
     "NonFiniteGuard": {"action": "skip", "max_consecutive": 2, "max_total": 9, "save_batch_to": "bad", "trace": True},
     "LearningRateControl": {"rule": SpikeBackoff(MaxNorm(2.0), 0.7), "min_factor": 0.1, "max_factor": 2.0, "name": "a"},
     "PreciseBatchNorm": {"num_batches": 3, "forward": forward},
+    "SpikeGuard": {
+        "policy": Percentile(90),
+        "min_ratio": 4.0,
+        "ladder": ("rewind", "stop"),
+        "max_skips": 3,
+        "max_rewinds": 4,
+        "snapshot_every_n_steps": 7,
+        "max_snapshot_gb": math.inf,
+        "lr_factor": 0.5,
+        "lr_steps": 9,
+    },
 }
 NEEDED: dict[str, dict[str, Any]] = {"GradientValueClip": {"max_value": 1.0}, "LearningRateControl": {"rule": Polyak()}}
 
@@ -105,6 +118,7 @@ def written(make: Any) -> str:
         default = repr(one.default).replace("'", '"').replace("<factory>", "ZScore()")
         found.append(one.name if one.default is Parameter.empty else f"{one.name}={default}")
     text = ", ".join(found)
+    text = text.replace(repr(ZScore(4.0)), "ZScore(4)")
     return text.replace(repr(Percentile(95)), "Percentile(95)").replace(repr(ZScore()), "ZScore()")
 
 

@@ -24,11 +24,19 @@ from modes.models import ADAMW
 
 WATCHING = [name for name, case in CASES.items() if case.observes and case.writes]
 ACTING = [name for name, case in CASES.items() if name not in WATCHING and case.writes]
+SPIKES = [name for name in CASES if name.startswith("SpikeGuard")]
 LOW = 1e-2  # bfloat16 has eight bits
 BY_HAND = {
     "PreciseBatchNorm": "With manual optimization `training_step` would take optimizer steps. Pass "
     "`PreciseBatchNorm(forward=...)`, a callable of the module and a batch that only runs the network."
 }
+MANUAL, SEVERAL = (
+    {
+        "SpikeGuard": f"cannot rewind under {mode}: the weights would change between forward and backward passes of "
+        'one batch. Use SpikeGuard(ladder=("skip", "stop")).'
+    }
+    for mode in ("manual optimization", "several optimizers")
+)
 OPTIMIZERS = {
     "Adam": partial(torch.optim.Adam, lr=1e-2),
     "AdamW": ADAMW,
@@ -64,7 +72,7 @@ def _windows() -> list[Mode]:
              lambda: {"accumulate_grad_batches": 3, **scaler()}),
         Mode("`GradientAccumulationScheduler`: 2, then 3",
              before=lambda: [GradientAccumulationScheduler({0: 2, 1: 3})]),
-        Mode("manual optimization, two micro-batches per step", models.Manual, refuses=BY_HAND),
+        Mode("manual optimization, two micro-batches per step", models.Manual, refuses=BY_HAND | MANUAL),
     ]  # fmt: skip
 
 
@@ -88,7 +96,7 @@ HALVES = (
 
 def _stepping() -> list[Mode]:
     return [
-        Mode("two adversaries, toggled, an optimizer each", models.Adversaries, refuses=BY_HAND),
+        Mode("two adversaries, toggled, an optimizer each", models.Adversaries, refuses=BY_HAND | SEVERAL),
         Mode("`training_step` returns None now and then", partial(models.Net, silent=(2, 8)),
              quiet=(".*returned `None`.*",)),
         Mode("`configure_optimizers` returns None", models.Headless, quiet=(".*configure_optimizers.*",), acts=False),
@@ -98,9 +106,9 @@ def _stepping() -> list[Mode]:
         Mode("LBFGS", partial(models.Net, partial(torch.optim.LBFGS, lr=0.1, max_iter=3)),
              refuses=dict.fromkeys(ACTING, LBFGS), silent=dict.fromkeys(WATCHING, LBFGS)),
         Mode("`self.optimizers(use_pl_optimizer=False)`", models.Bypassing,
-             refuses=dict.fromkeys(ACTING, PAST) | BY_HAND, silent=dict.fromkeys(WATCHING, PAST)),
+             refuses=dict.fromkeys(ACTING, PAST) | BY_HAND | MANUAL, silent=dict.fromkeys(WATCHING, PAST)),
         Mode("SAM by `first_step` and `second_step`", partial(models.Halves, partial(models.SAM, lr=0.02)),
-             refuses=dict.fromkeys(ACTING, HALVES) | BY_HAND, silent=dict.fromkeys(WATCHING, HALVES)),
+             refuses=dict.fromkeys(ACTING, HALVES) | BY_HAND | MANUAL, silent=dict.fromkeys(WATCHING, HALVES)),
     ]  # fmt: skip
 
 
@@ -124,9 +132,13 @@ def _parameters() -> list[Mode]:
         Mode("unused, frozen, tied, empty and missing", parameters.Odd),
         Mode("complex", parameters.Complex, refuses={"GradientValueClip": COMPLEX}),
         Mode("a learning rate in a tensor", partial(models.Net, lambda p: torch.optim.Adam(p, lr=torch.tensor(0.01)))),
-        Mode("Muon beside AdamW", partial(parameters.Split, partial(torch.optim.Muon, lr=0.01)), refuses=BY_HAND),
+        Mode(
+            "Muon beside AdamW",
+            partial(parameters.Split, partial(torch.optim.Muon, lr=0.01)),
+            refuses=BY_HAND | SEVERAL,
+        ),
         Mode("Adafactor", partial(models.Net, partial(torch.optim.Adafactor, lr=1e-2))),
-        Mode("SparseAdam beside AdamW", partial(parameters.Words, sparse), refuses=BY_HAND),
+        Mode("SparseAdam beside AdamW", partial(parameters.Words, sparse), refuses=BY_HAND | SEVERAL),
         Mode("`torch.compile(module)`", fit=ways.compiled),
     ]
 
@@ -218,7 +230,7 @@ def _elsewhere() -> list[Mode]:
         Mode("`pytorch_lightning.Trainer`, the other package", ways.Foreign, fit=ways.in_the_other_package),
         Mode("`LightningCLI`, from YAML and from the file that it saves", check=hosts.check_cli),
         Mode("a Fabric loop: `fabric.call(\"on_before_optimizer_step\", ...)`", check=hosts.check_fabric,
-             refuses=dict.fromkeys(['NonFiniteGuard("skip")', "LearningRateControl"], LOOP),
+             refuses=dict.fromkeys(['NonFiniteGuard("skip")', "LearningRateControl", *SPIKES], LOOP),
              silent=dict.fromkeys(WATCHING, LOOP),
              absent=("PreciseBatchNorm",)),
         refused("DeepSpeed", DeepSpeedStrategy,

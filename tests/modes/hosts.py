@@ -47,6 +47,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "max_factor": math.inf,
     },
     "PreciseBatchNorm": {"num_batches": 3, "forward": "modes.hosts.run_network"},
+    'SpikeGuard(ladder=("skip", "stop"))': {"policy": POLICY, "ladder": ["skip", "stop"]},
+    "SpikeGuard": {"min_ratio": 5.0, "max_rewinds": 1, "lr_factor": 0.5},
 }
 
 
@@ -122,6 +124,8 @@ CASES_OF_TWO = {
     'NonFiniteGuard("skip")': "a_loss_of_nan_on_one_process_is_skipped_by_all",
     "LearningRateControl": "every_rule_under_every_way",
     "PreciseBatchNorm": "batch_statistics_are_those_of_all_processes",
+    'SpikeGuard(ladder=("skip", "stop"))': "spikes_of_one_process_are_answered_by_all",
+    "SpikeGuard": "spikes_of_one_process_are_answered_by_all",
 }
 WAYS = {
     "DDP": "ddp",

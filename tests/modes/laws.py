@@ -36,14 +36,16 @@ from lightning_calib import (
     GradientValueClip,
     InverseNorm,
     LearningRateControl,
+    MaxNorm,
     NonFiniteGuard,
     PreciseBatchNorm,
+    SpikeGuard,
     ZClip,
 )
 
 Gradients = list[Array | None]
 Law = Callable[[Gradients, list[Array]], Gradients]
-TARGET = 0.7
+TARGET, SPIKE = 0.7, 3.0
 
 
 def leave_alone(*_: Any) -> Law:
@@ -114,6 +116,23 @@ def drop(*_: Any) -> Law:
     return lambda grads, weights: grads if finite(grads) else [None] * len(grads)
 
 
+def drop_spikes(*_: Any) -> Law:
+    """Above 3, and above three times the level, which is an average of logarithms without the spikes."""
+    level, seen = 0.0, 0
+
+    def law(grads: Gradients, weights: list[Array]) -> Gradients:
+        nonlocal level, seen
+        norm = whole_norm(grads)
+        if norm > SPIKE and seen and norm > 3 * math.exp(level):
+            return [None] * len(grads)
+        if norm > 0:
+            seen += 1
+            level += max(0.03, 1 / seen) * (math.log(norm) - level)
+        return grads
+
+    return law
+
+
 def finite(grads: Gradients) -> bool:
     return all(bool(np.isfinite(g).all()) for g in grads if g is not None)
 
@@ -142,6 +161,10 @@ CASES = {
     'NonFiniteGuard("skip")': Case(partial(NonFiniteGuard, "skip"), drop, guards=True),
     "LearningRateControl": Case(partial(LearningRateControl, InverseNorm(TARGET), max_factor=2.0)),
     "PreciseBatchNorm": Case(PreciseBatchNorm, observes=True, writes=False),
+    'SpikeGuard(ladder=("skip", "stop"))': Case(
+        partial(SpikeGuard, MaxNorm(SPIKE), ladder=("skip", "stop")), drop_spikes
+    ),
+    "SpikeGuard": Case(partial(SpikeGuard, snapshot_every_n_steps=3)),
 }
 
 

@@ -42,6 +42,40 @@ def batch_statistics_are_those_of_all_processes() -> None:
             torch.testing.assert_close(everywhere(found[key])[0], found[key], rtol=0, atol=0)
 
 
+class Spiky(Shared):
+    """A rate that jumps at step 20; and, where asked, a loss that is large on the last process alone at step 30."""
+
+    alone = False
+
+    def __init__(self, optimizer: Callable[..., Any] = SGD) -> None:
+        super().__init__(optimizer)
+        self.gains = {7: 300.0, 8: 300.0}
+
+    def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
+        self.trainer.optimizers[0].param_groups[0]["lr"] = 20.0 if self.trainer.global_step == 20 else 0.05
+
+    def share(self, step: int) -> Tensor:
+        loud = self.alone and step == 30 and torch.distributed.get_rank() == 1
+        return super().share(step) + (1e3 if loud else 0.0)
+
+
+def spike_guard(**arguments: Any) -> list[Any]:
+    return [calib.SpikeGuard(calib.ZScore(4.0, warmup_steps=5), snapshot_every_n_steps=5, **arguments)]
+
+
+@case
+def spikes_of_one_process_are_answered_by_all() -> None:
+    for way in ("fsdp", "tensor", "ddp"):
+        run = pair(way, spike_guard, Spiky, steps=40)
+        ladder = run.states[0]["optimizers"]["0"]["ladder"]
+        assert (ladder["rewinds"], run.states[0]["tally"]["0"]["rewound"]) == (1, 14), (way, ladder)
+        pair(way, partial(spike_guard, ladder=("skip", "stop")), Shared)
+    loud = Spiky()
+    loud.alone = True
+    run = Run("ddp", spike_guard, loud, 40).same_on_all()
+    assert run.states[0]["optimizers"]["0"]["ladder"]["spikes"] == ladder["spikes"] + 1
+
+
 class Table(nn.Module):
     """A table with sparse gradients."""
 
