@@ -28,7 +28,7 @@ class Logged(NamedTuple):
     Attributes:
         step: Its x.
         layers: Shape (T, 5), see ``STATISTICS``.
-        totals: Shape (21,), see ``GLOBAL_NAMES``.
+        totals: Shape (22,), see ``GLOBAL_NAMES``.
         histograms: Shape (2, M, 67), see ``HISTOGRAM_COLUMNS``; None where none was taken.
         idle: Shape (T,), bool: tensors that are meant to have no gradient.
         incidents: Steps whose gradient was not finite, of which more is known: step, tensor, sentence.

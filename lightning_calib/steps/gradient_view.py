@@ -150,7 +150,7 @@ class GradientView:
         reading = self.reading()
         if self._on_host is not None and self._on_host[0] is reading and not beside:
             return [self._on_host[1]]
-        if reading.norm.device.type == "cpu":
+        if reading.norm.device.type == "cpu" or not beside:
             values = [reading.norm.item(), *(one.item() for one in beside)]
         else:
             norm = reading.norm
