@@ -24,7 +24,8 @@ class Tensors(NamedTuple):
         after: Median norm that the optimizer used, per element.
         weight: The largest norm of the weights in the whole run, so that a start at zero divides nothing.
         ratio: Median |dw| / ``weight`` of a step.
-        pulled: The same without what decoupled or coupled weight decay does: the root of the difference of squares.
+        pulled: The same in rows with a gradient above zero, without what decoupled or coupled weight decay does: the
+            root of the difference of squares.
         step: Median |dw| of a step, per element.
         moved: Length of the path in the whole run over ``weight``: mean |dw| of a step times the steps.
         reach: Sum over all steps and tensors of |g| |dw|: to first order the loss cannot have fallen by more.
@@ -174,6 +175,8 @@ def _tensors(layers: Layers, groups: Sequence[Group], steps: int, rates: Floats)
     weight = np.max(np.where(np.isfinite(layers.weight), layers.weight, 0.0), axis=0, initial=0.0)
     weight = np.where(weight > 0, weight, np.nan)
     grad, update = column_medians(layers.before[half]), column_medians(layers.update[half])
+    # A block that is drawn now and then is moved by its weight decay alone where it is not.
+    drawn = column_medians(np.where(layers.before[half] > 0, layers.update[half], np.nan)) / weight
     usable = np.isfinite(layers.update)
     mean = np.where(usable, layers.update, 0.0).sum(axis=0) / np.maximum(usable.sum(axis=0), 1)
     mean = np.where(usable.any(axis=0), mean, np.nan)
@@ -190,7 +193,7 @@ def _tensors(layers: Layers, groups: Sequence[Group], steps: int, rates: Floats)
         after=column_medians(layers.after[half]) / root,
         weight=weight,
         ratio=ratio,
-        pulled=np.sqrt(np.maximum(np.square(ratio) - np.square(decay), 0.0)),
+        pulled=np.sqrt(np.maximum(np.square(drawn) - np.square(decay), 0.0)),
         step=update / root,
         moved=mean * steps / weight,
         reach=float(work.sum()) / rows * steps if rows else float("nan"),

@@ -141,6 +141,15 @@ def test_a_group_that_is_slow_by_choice_does_not_vanish():
     assert "vanishing" not in codes(run)
 
 
+def test_a_block_that_is_drawn_now_and_then_does_not_vanish():
+    run = healthy("adam")
+    for name in ("embed.weight", "net.0.weight"):
+        for table in ("before", "after", "peak"):
+            column(run, table, name)[np.arange(60) % 3 > 0] = np.nan
+        column(run, "update", name)[np.arange(60) % 3 > 0] = 0.0
+    assert "vanishing" not in codes(run)
+
+
 def test_gradients_that_grow_by_decades_towards_the_input_explode():
     run = healthy("sgd")
     for name, times in (("embed.weight", 3e5), ("net.0.weight", 1e4), ("net.2.weight", 1e2)):

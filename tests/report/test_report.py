@@ -132,7 +132,7 @@ def test_a_report_of_nothing_can_be_printed():
 
 @pytest.mark.parametrize("runs", [healthy(), [1]])
 def test_it_takes_a_sequence_of_runs(runs):
-    with pytest.raises(TypeError, match=r"`runs` must be a sequence of Run.*Write `Report\(\[run\]\)`"):
+    with pytest.raises(TypeError, match=r"`runs` must be a sequence of Run.*Write Report\(\[run\]\)"):
         Report(runs)
 
 
