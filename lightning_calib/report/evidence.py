@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 EVIDENCE: Mapping[str, str] = {
-    "alike_high": "Largest threshold of a clip that trains alike: the lowest norm of the recent window.",
-    "alike_low": "Smallest threshold that trains alike: below it Adam's eps shows.",
+    "alike_high": "Largest threshold of a clip that surely trains alike: the lowest norm of the run.",
+    "alike_low": "Smallest threshold that trains alike: below it Adam's eps takes more than a hundredth of the step.",
     "batch_size": "Samples per batch and process.",
     "change": "Ratio of the norm's level after a shift to the one before.",
     "clip_rate": "Share of the steps on which the gradient was reduced, in [0, 1].",

@@ -135,7 +135,7 @@ class Trace:
         self.nonfinite += not (finite or scaled)
         took = self.taken and not np.isnan(after)
         self.skipped += not took
-        self.maxima += [self.whole] if finite or not scaled else []
+        self.maxima += [self.whole] if finite else []
         self.peak = np.fmax(self.peak, self.before)
         self.reduced.append(bool(took and after < self.whole * REDUCED))
         if took and finite and self.whole > 0:

@@ -5,7 +5,7 @@ import pytest
 from helpers.made_runs import clipped, column, grads, healthy
 
 from lightning_calib.report import Report
-from lightning_calib.report.run import Clipper, Group
+from lightning_calib.report.run import Clipper, Group, Norms
 
 
 def codes(*runs):
@@ -33,16 +33,25 @@ def test_a_clip_that_always_fires_is_a_note(kind):
     assert found.evidence["clip_rate"] == 1.0
 
 
-def test_the_range_of_thresholds_that_are_alike_is_between_eps_and_the_lowest_recent_norm():
+def test_the_range_of_thresholds_that_are_alike_is_between_eps_and_the_lowest_norm():
     run = clipped(healthy(), 0.1)
     run.scalars.grad_norm_before[:30] *= 100  # before the recent window
     found = first(run)
     lowest = run.scalars.grad_norm_before[30:].min()
     elements = sum(run.layers.sizes)
     assert found.evidence["alike_high"] == lowest
-    assert found.evidence["alike_low"] == pytest.approx(10 * 1e-8 * elements**0.5, rel=0.2)
-    assert "the last 150 steps" in found.sentence
+    assert found.evidence["alike_low"] == pytest.approx(100 * 1e-8 * elements**0.5, rel=0.2)
+    assert "the lowest norm of the run" in found.sentence
+    assert "the last 150 steps" in found.advice
     assert f"GradientClip({np.percentile(run.scalars.grad_norm_before[30:], 95):.1f}" in found.advice
+
+
+def test_a_norm_that_grew_ends_the_range_where_it_began():
+    run = clipped(healthy(), 1e-3)
+    run.scalars.grad_norm_before[:30] /= 100
+    assert first(run).evidence["alike_high"] == run.scalars.grad_norm_before[:30].min()
+    every_step = run._replace(norms=Norms(2e-3, 1.0, 1.5, 2.0))
+    assert first(every_step).evidence["alike_high"] == 2e-3
 
 
 @pytest.mark.parametrize("kind", ["adam", "muon"])

@@ -45,30 +45,25 @@ def test_where_two_codes_are_right_the_table_says_why():
     assert not [case.name for case in HEALTHY if case.codes or case.why]
 
 
-@pytest.fixture(scope="module")
-def report():
-    return pytest.importorskip("lightning_calib.report.report").Report
-
-
 @pytest.mark.parametrize("case", part(FAULTS), ids=lambda case: case.name)
-def test_the_first_sentence_names_the_fault(case, report):
+def test_the_first_sentence_names_the_fault(case):
     found = score(case, case.run())
     assert found.right, told([found])
 
 
 @pytest.mark.parametrize("case", part(HEALTHY), ids=lambda case: case.name)
-def test_a_healthy_run_is_left_in_peace(case, report):
+def test_a_healthy_run_is_left_in_peace(case):
     found = score(case, case.run())
     assert found.right, told([found])
 
 
 @pytest.mark.slow
-def test_nearly_all_faults_are_named_in_the_first_sentence(report):
+def test_nearly_all_faults_are_named_in_the_first_sentence():
     found = [score(case, case.run()) for case in FAULTS]
     assert sum(one.right for one in found) >= LEAST * len(found), told(found)
 
 
 @pytest.mark.slow
-def test_all_healthy_runs_are_left_in_peace(report):
+def test_all_healthy_runs_are_left_in_peace():
     found = [score(case, case.run()) for case in HEALTHY]
     assert all(one.right for one in found), told(found)
