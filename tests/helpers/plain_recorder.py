@@ -147,7 +147,7 @@ class Trace:
             self.fired[place] = self.fired.get(place, 0) + bool(low < high * REDUCED)
         for place, probe in enumerate(probes):  # a dry run changes nothing; of a fixed one it is known what it would do
             if how(probe.behind) == "dry" and (bound := max_norm(probe.behind)) is not None:
-                self.fired[place] += bool(levels[place] > bound)
+                self.fired[place] += bool(bound < levels[place] < np.inf)
 
     def row(self, step: int, common: dict[str, float]) -> None:
         """A logged row; the window starts again."""
@@ -312,7 +312,8 @@ class PlainRecorder(Callback):
         return {"val_loss": val, "norm_shift": worst, "loss_scale": scale, "clip_threshold": self.threshold()}
 
     def threshold(self) -> float:
-        fixed = [one.max_norm for one in self.clippers(None) if one.max_norm is not None]
+        own = [self.clips] if self.clips > 0 else []
+        fixed = [bound for one in self.probes if (bound := max_norm(one.behind)) is not None] + own
         return fixed[-1] if fixed else float("nan")
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -347,7 +348,8 @@ class PlainRecorder(Callback):
         for place, probe in enumerate(self.probes):
             if trace is not None and not concerns(probe.behind, trace.names):
                 continue
-            found.append(Clipper(name_of(probe.behind), how(probe.behind), share(place), max_norm(probe.behind)))
+            bound = None if isinstance(probe.behind, GradientNormalize) else max_norm(probe.behind)
+            found.append(Clipper(name_of(probe.behind), how(probe.behind), share(place), bound))
         place = len(self.probes)
         if self.own_clip:
             found.append(Clipper("`configure_gradient_clipping`", "adaptive", share(place)))
@@ -422,7 +424,8 @@ def layers_of(trace: Trace) -> Layers:
 
 
 def name_of(callback: Any) -> str:
-    return getattr(callback, "name", None) or type(callback).__name__
+    name = getattr(callback, "name", None)
+    return f"{type(callback).__name__}({name})" if name else type(callback).__name__
 
 
 def how(callback: Any) -> How:

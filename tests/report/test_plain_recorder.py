@@ -94,7 +94,7 @@ def test_of_two_clippers_each_has_its_own_share_and_a_dry_run_tells_what_it_woul
     dry, first = GradientClip(1.0, dry_run=True, name="dry"), GradientClip(1.0)
     (run,) = recorded(Tiny(), callbacks=[dry, first], gradient_clip_val=0.9)
     shares = {one.name: (one.kind, one.clip_rate) for one in run.clippers}
-    assert shares["dry"] == ("dry", shares["GradientClip"][1])
+    assert shares["GradientClip(dry)"] == ("dry", shares["GradientClip"][1])
     assert 0 < shares["GradientClip"][1] < shares["Trainer(gradient_clip_val=0.9)"][1] < 1
     assert run.scalars.grad_norm_after.max() <= 0.9
 
