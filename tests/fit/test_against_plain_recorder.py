@@ -1,4 +1,4 @@
-"""The numbers that the monitor keeps for a report, column by column beside those of the plain recorder in the same fit."""
+"""What the monitor keeps for a report, column by column beside what the plain recorder measured in the same fit."""
 
 from __future__ import annotations
 

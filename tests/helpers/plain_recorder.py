@@ -312,8 +312,10 @@ class PlainRecorder(Callback):
         return {"val_loss": val, "norm_shift": worst, "loss_scale": scale, "clip_threshold": self.threshold()}
 
     def threshold(self) -> float:
-        own = [self.clips] if self.clips > 0 else []
-        fixed = [bound for one in self.probes if (bound := max_norm(one.behind)) is not None] + own
+        trainers = [one.max_norm for one in self.clippers(None)[len(self.probes) :]]
+        fixed = [
+            bound for bound in (*map(max_norm, (one.behind for one in self.probes)), *trainers) if bound is not None
+        ]
         return fixed[-1] if fixed else float("nan")
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:

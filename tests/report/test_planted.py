@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import cache
 
 import pytest
+from helpers.monitored import Monitored
+from helpers.plain_recorder import PlainRecorder
+from report.planted.example_runs import TwoProcesses
 from report.planted.fit import Case
 from report.planted.table import FAULTS, HEALTHY, Score, score
 
@@ -16,8 +20,22 @@ CODES = {
 LEAST = 22 / 24  # of the faults; every healthy run has to be left in peace
 
 
+# Whose numbers come from the monitor, too: of each table those that differ most in what is looked at.
+BY_MONITOR = {
+    *("rate-x100-mlp-sgd", "clip-1e-7-mlp-adamw", "embedding-hogs-clip-bag-sgd", "sigmoids-mlp-sgd"),
+    *("never-called-mlp-adamw", "momentum-cnn_norm-sgd"),
+    *("one_cycle-cnn_norm-sgd", "clips_always-mlp-adamw", "usual-mlp-muon", "no_loss-gan-adamw"),
+    *("accumulation-mlp-sgd", "lora-mlp-adamw"),
+}
+
+
 def part(cases: tuple[Case, ...]) -> list[Case]:
     return [case for case in cases if case.part]
+
+
+@cache
+def scored(case: Case, recorder_of: type = PlainRecorder) -> Score:
+    return score(case, case.run(recorder_of=recorder_of))
 
 
 def told(found: list[Score]) -> str:
@@ -47,23 +65,46 @@ def test_where_two_codes_are_right_the_table_says_why():
 
 @pytest.mark.parametrize("case", part(FAULTS), ids=lambda case: case.name)
 def test_the_first_sentence_names_the_fault(case):
-    found = score(case, case.run())
+    found = scored(case)
     assert found.right, told([found])
 
 
 @pytest.mark.parametrize("case", part(HEALTHY), ids=lambda case: case.name)
 def test_a_healthy_run_is_left_in_peace(case):
-    found = score(case, case.run())
+    found = scored(case)
     assert found.right, told([found])
 
 
 @pytest.mark.slow
 def test_nearly_all_faults_are_named_in_the_first_sentence():
-    found = [score(case, case.run()) for case in FAULTS]
+    found = [scored(case) for case in FAULTS]
     assert sum(one.right for one in found) >= LEAST * len(found), told(found)
 
 
 @pytest.mark.slow
 def test_all_healthy_runs_are_left_in_peace():
-    found = [score(case, case.run()) for case in HEALTHY]
+    found = [scored(case) for case in HEALTHY]
     assert all(one.right for one in found), told(found)
+
+
+def differing(cases: tuple[Case, ...]) -> list[str]:
+    """Of which the monitor's numbers make another verdict than the plain recorder's."""
+    pairs = [
+        (scored(case), scored(case, Monitored)) for case in cases if not isinstance(case, TwoProcesses)
+    ]  # whose other process hands back what a recorder measured
+    return [f"{plain.case.name}: {plain.said}; {own.said}" for plain, own in pairs if plain.right != own.right]
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in (*FAULTS, *HEALTHY) if case.name in BY_MONITOR], ids=lambda case: case.name
+)
+def test_the_monitor_s_own_numbers_tell_the_same(case):
+    assert case.part
+    assert scored(case, Monitored).right
+    assert differing((case,)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cases", [FAULTS, HEALTHY], ids=["faults", "healthy"])
+def test_the_monitor_s_own_numbers_tell_the_same_of_all(cases):
+    assert differing(cases) == []

@@ -67,7 +67,7 @@ def silent() -> Iterator[None]:
 class TwoProcesses(Case):
     """The distributed example needs processes of its own; the first one's recorder is handed back in a file."""
 
-    def run(self, seed: int = 0) -> list[Run]:
+    def run(self, seed: int = 0, recorder_of: Callable[[int], Any] = PlainRecorder) -> list[Run]:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-W", "ignore", "-m", "report.planted.example_runs", folder]
             paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]

@@ -43,10 +43,10 @@ class Case(NamedTuple):
     notes: tuple[str, ...] = ()
     part: bool = False
 
-    def run(self, seed: int = 0) -> list[Run]:
+    def run(self, seed: int = 0, recorder_of: Callable[[int], Any] = PlainRecorder) -> list[Run]:
         """Trains; one `Run` for each optimizer."""
         torch.manual_seed(1000 + seed)
-        recorder = PlainRecorder(self.rows)
+        recorder = recorder_of(self.rows)
         with quiet():
             self.fit(recorder)
         return recorder.runs()
