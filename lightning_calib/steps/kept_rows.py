@@ -7,12 +7,12 @@ from torch import Tensor
 
 from lightning_calib.functional.saved_state import DamagedStateError, ListOf, OrNone, check_saved
 
-BUDGET = 2 * 10**6  # bytes of all rows together
-_FEWEST, _MOST = 16, 512
+BUDGET = 1_800_000  # bytes of all rows together, so that with names, norms and counts it is less than 2 MB
+_FEWEST, _MOST = 8, 512  # the fewest are as many as fit of 10,000 tensors
 
 
 def room(numbers: int) -> int:
-    """How many rows of so many float32 numbers fit into 2 MB: at most 512, at least 16, always even."""
+    """How many rows of so many float32 numbers fit into the budget: at most 512, at least 8, always even."""
     return max(_FEWEST, min(_MOST, BUDGET // (4 * max(1, numbers)))) // 2 * 2
 
 
