@@ -88,7 +88,7 @@ def _grew(seen: Measured, row: int) -> tuple[str, int] | None:
     if len(norms) and np.isfinite(loss.first) and norms.max() > _BITS * abs(loss.first) > 0:
         return f"Training diverged: the gradient norm reached {norms.max():.3g} by step {step:,}, {end}.", row
     ratios = scalars.update_ratio[: row + 1]
-    thrown = np.flatnonzero(ratios > 1)
+    thrown = np.flatnonzero(np.isfinite(ratios) & (ratios > 1))  # inf: the weights were inf or nan already
     if len(thrown):
         at = f"at step {int(scalars.step[thrown[0]]):,} a step was {ratios[thrown[0]]:.3g} times as long as the weights"
         return f"Training diverged: {at}, {end}.", row
