@@ -89,7 +89,14 @@ class SpikeLadder:
         return undone
 
     def spike(
-        self, values: list[float], ladder: tuple[Rung, ...], max_skips: int, *, may_rewind: bool, level: bool
+        self,
+        values: list[float],
+        ladder: tuple[Rung, ...],
+        max_skips: int,
+        *,
+        may_rewind: bool,
+        level: bool,
+        harmless: bool,
     ) -> Action:
         """What to do about a spike.
 
@@ -99,19 +106,20 @@ class SpikeLadder:
             max_skips: The number of steps that may be skipped.
             may_rewind: Whether there is a snapshot, and a rewind left.
             level: Whether the spikes so far are all alike.
+            harmless: Whether the loss is not above its mean: then the weights are not to blame.
         """
         if not self.trouble:
             self.trouble, self.began = True, self.step
         self.step, self.calm, self.row, self.spikes = self.step + 1, 0, self.row + 1, self.spikes + 1
         self.held = [*self.held[1 - _MOST :], values]
-        action = self._decide(ladder, max_skips, may_rewind=may_rewind, level=level)
+        action = self._decide(ladder, max_skips, may_rewind=may_rewind, accept=harmless or (level and self.trials > 0))
         self.skips += action is Action.SKIP
         if action is Action.ACCEPT:
             self.taken += 1
             self.trouble, self.row, self.skips, self.trials = False, 0, 0, 0
         return action
 
-    def _decide(self, ladder: tuple[Rung, ...], max_skips: int, *, may_rewind: bool, level: bool) -> Action:
+    def _decide(self, ladder: tuple[Rung, ...], max_skips: int, *, may_rewind: bool, accept: bool) -> Action:
         if self.on_trial:
             self.on_trial, self.undone, self.slow = False, 0, 0
             return Action.TAKE_BACK
@@ -123,7 +131,7 @@ class SpikeLadder:
         if skipping:
             return Action.SKIP
         # Weights from before the trouble did not help: the data are to blame, and no step of ours can change them.
-        if "stop" in ladder and not (level and self.trials):
+        if "stop" in ladder and not accept:
             return Action.STOP
         return Action.ACCEPT
 

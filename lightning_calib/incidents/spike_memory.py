@@ -48,7 +48,10 @@ class SpikeMemory:
             return Verdict(spikes, Action.TAKE, self.ladder.healthy(snapshot_every))
         values, ratio = [norm, loss or 0.0], self.signals.min_ratio
         level = steady([*self.ladder.held, values], ratio)
-        action = self.ladder.spike(values, rungs, max_skips, may_rewind=may_rewind, level=level)
+        harmless = loss is not None and loss <= self.signals.loss_mean  # weights that are ruined do not fit the data
+        action = self.ladder.spike(
+            values, rungs, max_skips, may_rewind=may_rewind and not harmless, level=level, harmless=harmless
+        )
         if action is Action.ACCEPT:
             self.signals.accept(self.ladder.held)
             self.ladder.held = []

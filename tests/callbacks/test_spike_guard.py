@@ -232,6 +232,17 @@ def test_a_negative_loss_is_not_judged():
     assert stands(guard)["spikes"] == 4
 
 
+def test_a_loss_that_falls_through_zero_is_no_spike_on_either_side():
+    class Falling(Tiny):
+        def loss(self, net, step):
+            wave = 0.3 * ((7 * step) % 11 - 5) / 5
+            return 0.01 * super().loss(net, step) + 1.5 - 0.02 * step + wave
+
+    guard = Guard()
+    fit(Falling(ADAMW), [guard], 150)
+    assert stands(guard)["spikes"] == 0
+
+
 def test_with_several_optimizers_each_has_its_own_ladder():
     guard = Guard(ladder=("skip", "stop"))
     module = TwoNets(SGD, ADAMW, {60: 300.0, 561: 300.0})
