@@ -22,7 +22,7 @@ MIB = 2**20
 WIDE = [str(i) for i in range(250)]  # three axes of it are 64 MB in each record, of which the metadata say little
 BOMBS: dict[str, tuple[str, bytes, TensorProto, str]] = {
     "layers": ("layers", metadata("layers"), repeated(MUCH), "float32 of shape (2, 5)"),
-    "globals": ("globals", metadata("globals"), repeated(MUCH), "float32 of shape (21,)"),
+    "globals": ("globals", metadata("globals"), repeated(MUCH), f"float32 of shape ({len(GLOBAL_NAMES)},)"),
     "hist": ("hist", metadata("hist"), repeated(2**14, 2**14), "float32 of shape (2, 2, 67)"),
     "events": ("events", metadata("events"), texts(MUCH), "one text"),
     "as promised": (
@@ -83,7 +83,7 @@ def test_a_record_that_promises_much_is_refused_before_it_is_expanded(tab: Board
 
 
 def test_a_bad_tag_hides_neither_the_other_kinds_nor_the_other_runs(tab: Board) -> None:
-    assert "float32 of shape (21,)" in ask(tab, "globals", "beside").json["error"]
+    assert f"float32 of shape ({len(GLOBAL_NAMES)},)" in ask(tab, "globals", "beside").json["error"]
     assert ask(tab, "layers", "beside").status_code == 200
     answer = tab.json("events", run="beside")
     assert [each["kind"] for each in answer["events"]] == ["dead"]
