@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-all test-oldest compatibility test-browser lint types screenshots gallery bench cost bench-rates bench-spikes clean
+.PHONY: demo test test-all test-oldest compatibility test-browser lint types screenshots gallery bench bench-doctors cost bench-rates bench-spikes clean
 
 demo: $(STAMP)  ## train a small CNN on handwritten digits with NonFiniteGuard, ZClip and GradientMonitor
 	$(BIN)/python examples/vision.py
@@ -49,6 +49,11 @@ bench:  ## what callbacks cost, beside the alternatives: results, docs/performan
 	.venv-bench/bin/python -m pip install --quiet --constraint constraints.txt --no-deps timm
 	OMP_NUM_THREADS=1 .venv-bench/bin/python -m benchmarks --save
 
+bench-doctors:  ## other packages that diagnose training runs and our report on the same planted runs; about 5 minutes
+	$(PYTHON) -m venv .venv-doctors
+	.venv-doctors/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' torchmortem==0.1.1 training-doctor==0.1.0
+	PYTHONPATH=.:tests OMP_NUM_THREADS=1 .venv-doctors/bin/python -W ignore benchmarks/doctors.py
+
 cost: $(STAMP)  ## write tests/cost.json anew: how many operations a step of each callback takes
 	OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python -m helpers.cost_table
 
@@ -64,4 +69,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf .venv .venv-bench dist build
+	rm -rf .venv .venv-bench .venv-doctors dist build

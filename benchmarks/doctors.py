@@ -2,9 +2,9 @@
 
     make bench-doctors            in an environment of its own; about 5 minutes
 
-Every package gets what its README asks for, and everything that it can read. torchmortem: the network and the optimizer,
-and after each step the loss. training-doctor: after each step loss, learning rate and gradient norm, and the validation
-loss where there is one. Both may name a fault by any word that would put a reader on its track (`SAYS`). An alarm is a
+Every package gets what its README asks for, and all that it can read. torchmortem: the network and the optimizer, and
+after each step the loss. training-doctor: after each step loss, learning rate and gradient norm, and the validation
+loss if there is one. Both may name a fault by any word that would put a reader on its track (`SAYS`). An alarm is a
 finding of theirs at "warning" or "critical", of ours above "note". A first sentence is the first finding's, the most
 severe first; of torchmortem also the first one of its summary.
 
@@ -35,7 +35,7 @@ from helpers.monitored import Monitored
 from report.planted.fit import Case
 from report.planted.table import FAULTS, HEALTHY, score
 
-HIGH = r"too high|instab|diverg|explo|unstable|NaN|Inf\b|spik|large update|update ratio.*(high|large)"
+HIGH = r"too high|instab|diverg|explo|unstable|\bNaN\b|\bInf\b|spik|large update|update ratio.*(high|large)"
 LOW = r"too low|plateau|stagnat|(small|low|tiny).*update|update ratio.*(low|small)|not learning|stall|frozen"
 SAYS = {
     "rate-too-high": HIGH,
