@@ -13,7 +13,7 @@ from lightning_calib.steps.scaled_rates import rate_of
 
 def facts_of(session: Session, view: GradientView, bad: Sequence[Bad], found: Culprit) -> Incident:
     """The tensors, and what is known of loss, data and rate."""
-    order = {name: i for i, name in enumerate(Plan.of(session.module).names)}
+    order = {name: i for i, name in enumerate(Plan.of(view.module).names)}
     rate = rate_of(view.optimizer.param_groups[0])
     deepest = max(bad, key=lambda one: order.get(one.name, -1))
     return Incident(

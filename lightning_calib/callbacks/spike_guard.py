@@ -55,7 +55,7 @@ class SpikeGuard(CalibratedCallback):
         ladder: What may be done, in this order: ``"skip"``, ``"rewind"``, ``"stop"``. Without ``"stop"`` spikes that
             nothing ends are accepted as the new level.
         max_skips: The number of steps that are skipped in one trouble before the next rung, at least 1.
-        max_rewinds: The number of rewinds, at least 1; the second one goes to an older snapshot. They are given back
+        max_rewinds: The number of rewinds, in [1, 100]; the second one goes to an older snapshot. They are given back
             after ten times ``snapshot_every_n_steps`` steps without a spike.
         snapshot_every_n_steps: The distance of snapshots, at least 1; none is taken in trouble.
         max_snapshot_gb: The largest host memory of the ``max_rewinds + 1`` snapshots of a process, in GB of 2^30 bytes.
@@ -110,7 +110,7 @@ class SpikeGuard(CalibratedCallback):
             raise ValueError(message("policy", "one that needs no weights", policy, "Use ZScore(z_max=4.0)."))
         check_number("min_ratio", min_ratio, "Use 3.0; at 2 healthy steps are dropped.", 1)
         check_count("max_skips", max_skips, "Use 20.", 1)
-        check_count("max_rewinds", max_rewinds, 'Use 2, or leave "rewind" out of `ladder`.', 1)
+        check_count("max_rewinds", max_rewinds, 'Use 2, or leave "rewind" out of `ladder`.', 1, 100)
         check_count("snapshot_every_n_steps", snapshot_every_n_steps, "Use 50.", 1)
         check_number("max_snapshot_gb", max_snapshot_gb, "Use 16.0, or math.inf for no limit.", 0, ends="(]")
         check_number("lr_factor", lr_factor, "Use 0.5 to halve the rate after a rewind.", 0, 1, ends="(]")

@@ -107,7 +107,7 @@ class RowKeeper:
         if run.view.index in self.joined:
             self.joined.discard(run.view.index)
             history = history._replace(left=Left.of(run.memory.steps))
-        window = history.window.add(run.view.reading().tensors, run.view.gradients)
+        window = history.window.add(run.view.reading().tensors, run.view.given)
         run.history = history._replace(window=window)
         if run.record.logged:
             self.logged[run.view.index].see()

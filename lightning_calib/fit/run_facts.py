@@ -82,18 +82,19 @@ def facts_text(facts: Facts, plan: Plan, clippers: Sequence[Clipper]) -> str:
     """As JSON: what a report from the event file needs beside the rows."""
     layers = {
         "names": plan.names,
-        "sizes": [tensor.numel() for tensor in plan.tensors],
+        "sizes": [shape.numel() for shape in plan.whole_shapes],
         "group_of": plan.groups,
-        "trainable": [trainable(tensor) for tensor in plan.tensors],
+        "trainable": trainable(plan),
     }
     said = {**facts._asdict(), "groups": [group._asdict() for group in facts.groups]}
     named = [{"name": one.name, "kind": one.kind, "max_norm": one.max_norm} for one in clippers]
     return json.dumps(_finite({"schema": SCHEMA, "facts": said, "layers": layers, "clippers": named}), allow_nan=False)
 
 
-def trainable(tensor: torch.Tensor) -> bool:
-    """Whether a gradient is to be expected of it."""
-    return bool(tensor.requires_grad and tensor.numel() > 0)
+def trainable(plan: Plan) -> list[bool]:
+    """Of each tensor, whether a gradient is to be expected."""
+    pairs = zip(plan.tensors, plan.whole_shapes, strict=True)
+    return [bool(tensor.requires_grad and shape.numel()) for tensor, shape in pairs]
 
 
 def fixed_norm(callback: Participant) -> float | None:

@@ -119,11 +119,11 @@ def _layers(run: OptimizerRun, history: RunHistory) -> Layers:
     return Layers(
         names=plan.names,
         owners=plan.layers,
-        dims=tuple(tensor.ndim for tensor in plan.tensors),
-        sizes=tuple(tensor.numel() for tensor in plan.tensors),
+        dims=tuple(map(len, plan.whole_shapes)),
+        sizes=tuple(shape.numel() for shape in plan.whole_shapes),
         group_of=plan.groups,
         given=_flags(given),
-        trainable=_flags([trainable(tensor) for tensor in plan.tensors]),
+        trainable=_flags(trainable(plan)),
         step=np.array(steps, np.int64),
         **{name: _column(rows[:, :, i]) for i, name in enumerate(STATISTICS)},
     )

@@ -21,7 +21,7 @@ def check_ladder(ladder: object) -> tuple[Rung, ...]:
     """Accept a sequence of rungs in their order; raises TypeError or ValueError otherwise."""
     remedy = 'Use ("skip", "rewind", "stop"), or leave some out.'
     rule = "some of 'skip', 'rewind', 'stop', in this order"
-    if isinstance(ladder, str) or not isinstance(ladder, Sequence):
+    if isinstance(ladder, str | bytes) or not isinstance(ladder, Sequence):
         raise TypeError(message("ladder", rule, ladder, remedy))
     if not ladder or tuple(ladder) != tuple(one for one in RUNGS if one in ladder):
         raise ValueError(message("ladder", rule, ladder, remedy))

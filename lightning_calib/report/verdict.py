@@ -7,7 +7,7 @@ import numpy as np
 from lightning_calib.report.detectors.clip_below_eps import acting
 from lightning_calib.report.finding import Finding
 from lightning_calib.report.measured import Measured, finite
-from lightning_calib.report.run import Norms
+from lightning_calib.report.run import Counts, Norms
 from lightning_calib.report.wording import count, percent, was
 
 _ENOUGH = 20  # steps; of fewer nothing can be said of the course of a run
@@ -63,15 +63,18 @@ def _norms(measured: Sequence[Measured], *, told: bool) -> str:
     for one in measured:
         facts, counts = one.run.facts, one.run.counts
         named = f"optimizer {facts.position} ({facts.optimizer}): " if several else ""
-        text = (
-            f"{named}in {count(counts.steps, 'optimizer step')}{' of this fit' if counts.earlier else ''}{_range(one)}"
-        )
+        text = f"{named}in {_span(counts)}{_range(one)}"
         text += "" if told else _clipping(one)
         text += f"; {count(counts.nonfinite, 'step')} had one that was inf or nan" if counts.nonfinite else ""
         text += f"; {count(counts.skipped, 'step')} {was(counts.skipped)} skipped" if counts.skipped else ""
         parts.append(text)
     joined = "; ".join(parts)
     return joined[0].upper() + joined[1:] + "."
+
+
+def _span(counts: Counts) -> str:
+    steps = count(counts.steps, "optimizer step")
+    return f"the {steps} of this fit" if counts.earlier else steps
 
 
 def _range(one: Measured) -> str:

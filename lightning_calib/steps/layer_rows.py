@@ -1,6 +1,6 @@
 """The numbers of every tensor of one optimizer in a logged step, and its largest norm since the last one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -31,11 +31,11 @@ class LayerWindow(NamedTuple):
     since: tuple[bool, ...] = ()
     given: tuple[bool, ...] = ()
 
-    def add(self, norms: Tensor, gradients: Sequence[Tensor | None]) -> "LayerWindow":
-        """Take in a step: the tensors' norms, and their gradients."""
+    def add(self, norms: Tensor, had: Callable[[], Sequence[bool]]) -> "LayerWindow":
+        """Take in a step: the tensors' norms, and how to find out which of them had a gradient."""
         since, given = self.since, self.given
         if not (since and all(since)):  # else nothing can be added
-            now = tuple(gradient is not None for gradient in gradients)
+            now = tuple(had())
             since = tuple(map(max, since, now)) if since else now
             given = tuple(map(max, given, since)) if given else since
         found = LayerWindow((*self.waiting, norms), self.peak, since, given)
@@ -81,7 +81,7 @@ class LoggedLayers:
 
     def __init__(self, view: GradientView) -> None:
         self.view = view
-        self.filled = [tensor.numel() > 0 for tensor in view.plan.tensors]
+        self.filled = [shape.numel() > 0 for shape in view.plan.whole_shapes]
         self.forget()
 
     def forget(self) -> None:
@@ -99,7 +99,7 @@ class LoggedLayers:
         self.given_after = self._given()
 
     def _given(self) -> tuple[bool, ...]:
-        return tuple(gradient is not None for gradient in self.view.gradients)
+        return tuple(self.view.given())
 
     def numbers(self, record: StepRecord, peak: Tensor | None) -> Tensor:
         """Shape (T, 5), on the device, see ``COLUMNS``; zero where a number means nothing."""

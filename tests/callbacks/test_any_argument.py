@@ -49,7 +49,7 @@ RECORDS = [
     "Observation",
     "SegmentReport",
 ]  # what this package hands out; it takes none of them
-OTHERS = ["functional", "NonFiniteGradientError", *RECORDS]
+OTHERS = ["functional", "NonFiniteGradientError", "SpikeError", *RECORDS]
 NAMES = [name for name in lightning_calib.__all__ if name not in OTHERS]
 FUZZ = settings(
     max_examples=30,

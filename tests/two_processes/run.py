@@ -210,8 +210,16 @@ def pair(way: str, make: Make, module: Callable[[], Shared] = Shared, **kinds: A
     return run
 
 
+OWN = {"loss", "loss_max", "loss_first", "norm_shift"}  # of a process's own batches
+
+
 def _numbers(value: Any) -> Any:
-    """A state without its sentences, in which each process tells its own loss."""
+    """A state without its sentences and the report's losses, in which each process tells its own loss."""
+    if isinstance(value, dict) and {"columns", "losses"} <= value.keys():
+        shared = [i for i, name in enumerate(value["columns"]) if name not in OWN]
+        rows = value["scalars"]["rows"]
+        kept = value["scalars"] | {"rows": None if rows is None else rows[:, shared], "open": None}
+        value = {key: one for key, one in value.items() if key != "losses"} | {"scalars": kept}
     if isinstance(value, dict):
         return {key: _numbers(one) for key, one in value.items() if key != "last"}
     if isinstance(value, (list, tuple)):

@@ -41,6 +41,8 @@ _LOSS_TIMES = 2.0
 def detect(seen: Measured) -> list[Finding]:
     """A finding for all spikes, about the worst."""
     scalars = seen.run.scalars
+    if len(scalars.step) <= _START:
+        return []
     norms = np.fmax(scalars.grad_norm_max, scalars.grad_norm_before)
     norms = np.where(np.isfinite(norms) & (norms > 0), norms, np.nan)
     highs = np.fmax(scalars.loss_max, scalars.loss)
