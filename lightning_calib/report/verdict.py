@@ -99,4 +99,9 @@ def _clipping(one: Measured) -> str:
     shares = [
         f"{each.name} reduced {percent(each.clip_rate)} of the steps" for each in by if each.clip_rate is not None
     ]
-    return "; " + " and ".join(shares) if shares else "" if by else ", and nothing clipped it"
+    shares += [
+        f"{each.name}, a dry run, would have reduced {percent(each.clip_rate)} of the steps"
+        for each in one.run.clippers
+        if each.kind == "dry" and each.clip_rate is not None
+    ]
+    return ("" if by else ", and nothing clipped it") + ("; " + " and ".join(shares) if shares else "")
