@@ -61,6 +61,7 @@ def test_every_callback_is_measured_but_the_one_with_nothing_to_do_in_a_step() -
     assert len(logged()) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("variant", BOTH, ids=lambda one: one.title)
 def test_quiet_acts_on_no_step_and_firing_on_every_one(variant: Variant) -> None:
@@ -78,6 +79,7 @@ def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
 
 
+@pytest.mark.slow
 def test_a_smoke_run_measures_and_writes(tmp_path: Path) -> None:
     file = tmp_path / "smoke.json"
     file.write_text('{"tab": 1}')

@@ -52,6 +52,7 @@ def check(case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(one["step"] for one in ladders)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in CASES if case.name in FEW], ids=lambda case: case.name)
 def test_a_healthy_run_has_no_spike_and_keeps_its_bits(case, monkeypatch):
     check(case, monkeypatch)

@@ -95,6 +95,7 @@ def differing(cases: tuple[Case, ...]) -> list[str]:
     return [f"{plain.case.name}: {plain.said}; {own.said}" for plain, own in pairs if plain.right != own.right]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case", [case for case in (*FAULTS, *HEALTHY) if case.name in BY_MONITOR], ids=lambda case: case.name
 )
