@@ -14,7 +14,7 @@ from lightning_calib.functional.plan import Plan
 from lightning_calib.functional.saved_state import ListOf, OrNone, check_saved, entry
 from lightning_calib.steps.gradient_view import GradientView
 from lightning_calib.steps.step_record import StepRecord
-from lightning_calib.steps.weight_update import WeightUpdate, strides
+from lightning_calib.steps.weight_update import strides
 from lightning_calib.tensorboard.contract import ABSENT, ABSENT_EXPONENT, HIGH_EXPONENT, LOW_EXPONENT, STATISTICS
 
 _INCIDENTS = 20
@@ -168,16 +168,8 @@ class LayerTable:
         if record.used is not None:
             columns[AFTER] = record.used.tensors.to(nothing)
         if record.update is not None:
-            columns[WEIGHT], columns[UPDATE] = self._spread(nothing, record.update)
+            columns[WEIGHT], columns[UPDATE] = record.update.spread(self.filled, nothing)
         return torch.stack(columns, dim=1)
-
-    def _spread(self, nothing: Tensor, moved: WeightUpdate) -> tuple[Tensor, Tensor]:
-        """A tensor without elements has no place among the samples."""
-        if all(self.filled):
-            return moved.weights.to(nothing), moved.updates.to(nothing)
-        places = torch.tensor([i for i, filled in enumerate(self.filled) if filled], device=nothing.device)
-        weights, updates = (nothing.index_copy(0, places, one.to(nothing)) for one in (moved.weights, moved.updates))
-        return weights, updates
 
     def histograms(self) -> Tensor | None:
         """Shape (2, M, 67); absent throughout on the side that cannot be known."""

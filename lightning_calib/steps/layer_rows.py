@@ -9,7 +9,6 @@ from torch import Tensor
 from lightning_calib.functional.saved_state import OrNone, check_saved, entry
 from lightning_calib.steps.gradient_view import GradientView
 from lightning_calib.steps.step_record import StepRecord
-from lightning_calib.steps.weight_update import WeightUpdate
 
 COLUMNS = ("before", "after", "peak", "weight", "update")
 LARGEST = torch.tensor([name == "peak" for name in COLUMNS])
@@ -107,13 +106,8 @@ class LoggedLayers:
         nothing = torch.zeros(len(plan.tensors), dtype=plan.wide, device=plan.device)
         used = None if record.used is None else record.used.tensors
         norms = [nothing if one is None else one.to(nothing) for one in (self.before, used, peak)]
-        moved = [nothing, nothing] if record.update is None else self._moved(nothing, record.update)
+        moved = (nothing, nothing) if record.update is None else record.update.spread(self.filled, nothing)
         return torch.stack([*norms, *moved], dim=1)
-
-    def _moved(self, nothing: Tensor, update: WeightUpdate) -> list[Tensor]:
-        """A tensor without elements has no place among the samples."""
-        places = torch.tensor([i for i, filled in enumerate(self.filled) if filled], device=nothing.device)
-        return [nothing.index_copy(0, places, one.to(nothing)) for one in (update.weights, update.updates)]
 
     def known(self, record: StepRecord, since: Sequence[bool], *, taken: bool) -> Tensor:
         """Which of the numbers mean something: bool, shape (T, 5), on the host; no number is looked at."""

@@ -31,6 +31,14 @@ class WeightUpdate(NamedTuple):
     weights: Tensor
     updates: Tensor
 
+    def spread(self, filled: Sequence[bool], like: Tensor) -> tuple[Tensor, Tensor]:
+        """Of all T tensors, as ``like`` of shape (T,), whose values stand where a tensor has no elements."""
+        if all(filled):
+            return self.weights.to(like), self.updates.to(like)
+        places = torch.tensor([i for i, one in enumerate(filled) if one], device=like.device)
+        weights, updates = (like.index_copy(0, places, one.to(like)) for one in (self.weights, self.updates))
+        return weights, updates
+
 
 class SamplePlan:
     """Which elements of the weights are copied, found out once: all up to 2^16 per tensor, else every n-th one.

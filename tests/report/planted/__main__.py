@@ -38,15 +38,17 @@ def tell(found: Score, seed: int, seconds: float) -> None:
     print(f"{mark} {found.case.name} (seed {seed}, {seconds:.1f} s): wanted {wanted}; found {found.said}", flush=True)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(
+    description: str | None, faults: Sequence[Case], healthy: Sequence[Case], argv: Sequence[str] | None = None
+) -> None:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", default="", help="a part of the names of the runs")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="where the numbers are kept, as pickles")
     parser.add_argument("--record", action="store_true", help="train and keep, without a score")
     parser.add_argument("--wrong", action="store_true", help="tell only what is wrong")
     options = parser.parse_args(argv)
-    for title, cases in (("faults named in the first sentence", FAULTS), ("healthy runs left in peace", HEALTHY)):
+    for title, cases in (("faults named in the first sentence", faults), ("healthy runs left in peace", healthy)):
         found: list[Score] = []
         for case in cases:
             for seed in options.seeds if options.only in case.name else ():
@@ -63,4 +65,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, FAULTS, HEALTHY)
