@@ -158,6 +158,7 @@ class Thousands(Tiny):
         return DataLoader(range(10_000), batch_size=None)
 
 
+@pytest.mark.slow
 def test_ten_thousand_steps_with_one_bad_one_in_a_thousand():
     module, guard, rows = Thousands(), NonFiniteGuard("skip"), Rows()
     fit(module, [guard], 10_000, logger=rows, log_every_n_steps=1000)

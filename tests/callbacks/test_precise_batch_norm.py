@@ -228,6 +228,7 @@ class Shards(Net):
 SHARDS = [(X[:18], 5), (X[18:] * 5 - 3, 3)]
 
 
+@pytest.mark.slow
 def test_ranks_are_pooled():
     module = Shards()
     options = {"strategy": "ddp_spawn", "devices": 2, "use_distributed_sampler": False}

@@ -9,6 +9,7 @@ from helpers.run_example import EXAMPLES, example
 from helpers.write_text import write_tsv
 from helpers.write_wav import write_digits
 
+pytestmark = pytest.mark.slow
 SAID = "--fast is too short to reach the trivial baseline; it is there to see that everything works."
 
 

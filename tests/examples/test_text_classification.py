@@ -81,6 +81,7 @@ def test_what_each_mode_asks_for(example):
     }
 
 
+@pytest.mark.slow
 def test_agc_lets_the_rare_packages_learn_at_a_rate_that_is_too_high_without_it(example, standard, tmp_path):
     path = write_json(tmp_path, train=standard[0], test=standard[1])
     arguments = ["--data-dir", str(path), "--steps", "350", "--lr", "20", "--calibrate"]

@@ -55,12 +55,14 @@ def test_either_optimizer_has_its_own_charts_and_only_the_generator_is_clipped(g
     assert "optimizer 1 (Adam): in 550 optimizer steps" in output
 
 
+@pytest.mark.slow
 def test_the_other_one_can_be_clipped_instead(gan, tmp_path, capsys):
     _, _, charts = run(gan, tmp_path, capsys, "--calibrate", "clip", "--clip", "discriminator")
     assert charts["calib/grad_norm_after/0"] == charts["calib/grad_norm_before/0"]
     assert max(charts["calib/grad_norm_after/1"]) <= MAX_NORM * 1.0001 < max(charts["calib/grad_norm_before/1"])
 
 
+@pytest.mark.slow
 def test_the_figures_have_the_same_names_without_callbacks_and_a_monitor_changes_none(gan, tmp_path, capsys):
     plain, output, charts = run(gan, tmp_path / "none", capsys, "--calibrate", "none")
     watched, _, _ = run(gan, tmp_path / "monitor", capsys, "--calibrate", "monitor")

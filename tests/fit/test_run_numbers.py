@@ -367,6 +367,7 @@ def test_a_run_without_a_row_tells_what_it_counted():
     assert run.scalars.grad_norm_max >= run.scalars.grad_norm_before
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_bounded():
     run, _ = one(Tiny(SGD), steps=2500, every=1, max_epochs=-1)
     assert len(run.scalars.step) <= 1024

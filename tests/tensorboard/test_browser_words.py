@@ -101,7 +101,8 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_shown(tab: Tab) -> None:
     assert tab.rows == list(NAMES)
     assert tab.js("d.querySelector('.norms').hidden")
     assert "Alas." in tab.text(".alerts tbody")
-    assert "`calib/globals of run 'bad' at step 3` must be float32 of shape (15,)" in tab.text(".notice")
+    shape = f"({len(GLOBAL_NAMES)},)"
+    assert f"`calib/globals of run 'bad' at step 3` must be float32 of shape {shape}" in tab.text(".notice")
     assert not tab.js("d.querySelector('.notice').hidden")
     tab.open(run="two")
     assert tab.js("d.querySelector('.notice').hidden")

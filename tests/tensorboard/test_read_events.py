@@ -165,6 +165,7 @@ def test_files_of_one_second_are_read_in_the_order_of_their_numbers() -> None:
     np.testing.assert_array_equal(read_events("logs").optimizers[0].scalars["grad_norm_before"], [9, 10, 10, 10])
 
 
+@pytest.mark.slow
 def test_of_a_long_run_the_rows_become_as_far_apart_as_those_of_its_end() -> None:
     monitor = logged_fit(Tiny(gains={777: 100.0}), 2100, log_every_n_steps=1)
     rows = read_events("logs").optimizers[0]
