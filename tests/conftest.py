@@ -5,6 +5,14 @@ from __future__ import annotations
 import logging
 
 import pytest
+from helpers.left_out import left_out
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        reason = left_out(item.nodeid.removeprefix("tests/"))
+        if reason is not None:
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

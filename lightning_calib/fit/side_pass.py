@@ -2,7 +2,7 @@
 
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy, deepcopy
 from itertools import islice
 from typing import Any
@@ -45,11 +45,17 @@ def _apart(loader: Any) -> Any:
     return twin
 
 
+def _eager() -> AbstractContextManager[Any]:
+    """Compiled modules run as they are written, so that nothing is compiled anew; torch can since 2.6."""
+    stance: Any = getattr(torch.compiler, "set_stance", None)
+    return nullcontext() if stance is None else stance("force_eager")
+
+
 @contextmanager
 def as_if_training(trainer: "pl.Trainer", module: "pl.LightningModule") -> Iterator[None]:
     """Mode and stage as inside a training step, gradients and logging off; afterwards everything is put back."""
     stage, loggers = trainer.state.stage, trainer.loggers
-    with _put_back(module), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+    with _put_back(module), torch.no_grad(), _eager():
         if stage == RunningStage.VALIDATING:
             trainer.fit_loop.epoch_loop.val_loop._module_mode.restore(module)
         trainer.state.stage = RunningStage.TRAINING

@@ -1,6 +1,7 @@
 """What is refused, strategies, optimizers and ways of stepping: for whom, why, and the way out."""
 
-from typing import Literal, NamedTuple
+from inspect import getclosurevars
+from typing import Any, Literal, NamedTuple
 
 import lightning.pytorch as pl
 from torch import nn
@@ -129,8 +130,11 @@ def _runs_hooks(optimizer: Optimizer) -> bool:
     if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
         return False
     optimizer._patch_step_function()  # as torch does in `zero_grad` where a constructor has left it out
-    by_scheduler = hasattr(optimizer.step, "_wrapped_by_lr_sched")  # and keeps the step that it found
-    return bool(getattr(optimizer.step, "hooked", False)) or ("step" in vars(optimizer) and not by_scheduler)
+    step: Any = optimizer.step
+    by_scheduler = hasattr(step, "_wrapped_by_lr_sched")  # and keeps the step that it found
+    if by_scheduler and not hasattr(step, "hooked"):  # before torch 2.5 without what that one says of itself
+        step = getclosurevars(step).nonlocals.get("func")
+    return bool(getattr(step, "hooked", False)) or ("step" in vars(optimizer) and not by_scheduler)
 
 
 def unseen_step(stepped: Optimizer, known: Optimizer) -> str:

@@ -8,11 +8,15 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
+from lightning_calib.functional.since import COPIED, SPREAD
+
 
 def is_sharded(value: object) -> TypeGuard[Any]:
     """Whether it is a DTensor; where nobody has imported the class, which takes half a second, there are none."""
-    module: Any = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(value, module.DTensor)
+    kind: Any = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    if kind is None:  # before torch 2.5
+        kind = getattr(sys.modules.get("torch.distributed._tensor"), "DTensor", None)
+    return kind is not None and isinstance(value, kind)
 
 
 def held(value: Tensor) -> Tensor:
@@ -60,6 +64,10 @@ def why_not(tensors: Iterable[Tensor]) -> str | None:
     for tensor in tensors:
         if not is_sharded(tensor):
             continue
+        copied = all(one.is_replicate() for one in tensor.placements)
+        old = SPREAD.why_not() or (COPIED.why_not() if copied else None)
+        if old is not None:
+            return old
         shape = tuple(tensor.shape)
         if tensor.device_mesh.get_coordinate() is None:
             return (

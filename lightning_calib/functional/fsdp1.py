@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_calib.functional.checks import message
 from lightning_calib.functional.flat_part import FlatPart, Group
+from lightning_calib.functional.since import FLAT
 
 _WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _OF_HANDLE = ("flat_param", "process_group", "device", "uses_sharded_strategy", "_offload_params")
@@ -112,6 +113,9 @@ def why_not(tensors: Iterable[Tensor], module: nn.Module | None) -> str | None:
     flat = [tensor for tensor in tensors if is_flat(tensor)]
     if not flat:
         return None
+    old = FLAT.why_not()
+    if old is not None:
+        return old
     if any(map(_is_several, flat)):
         return (
             "FSDP1 has put many parameters into one, so that no tensor, layer or row can be told. Pass "

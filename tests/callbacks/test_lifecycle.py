@@ -10,8 +10,9 @@ from functools import partial
 
 import pytest
 import torch
+from helpers.newer import newer
 from helpers.tiny_modules import Grads, Rows, Tiny, TwoNets, fit, make_trainer, norm, same_bits, weights
-from lightning.pytorch.callbacks import BaseFinetuning, WeightAveraging
+from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.tuner import Tuner
 from torch import nn
 
@@ -30,6 +31,8 @@ from lightning_calib import (
     ZClip,
     ZScore,
 )
+
+WeightAveraging = newer("lightning.pytorch.callbacks", "WeightAveraging", "Lightning 2.6")
 
 EVERY = {
     "monitor": GradientMonitor,

@@ -7,13 +7,16 @@ import copy
 import pytest
 import torch
 from helpers.batch_norm_models import EXACT, Net, Passes, X, dense, fit, loader, population, statistics
+from helpers.newer import newer
 from helpers.tiny_modules import different, make_trainer, same_bits
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_calib.callbacks.precise_batch_norm import PreciseBatchNorm
+
+WeightAveraging = newer("lightning.pytorch.callbacks", "WeightAveraging", "Lightning 2.6")
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
 

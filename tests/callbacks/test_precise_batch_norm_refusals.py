@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 import torch
 from helpers.batch_norm_models import EXACT, Net, Passes, fit, loader, population, statistics
+from helpers.newer import newer
 from helpers.tiny_modules import same_bits
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 
 from lightning_calib.callbacks.precise_batch_norm import PreciseBatchNorm
+
+WeightAveraging = newer("lightning.pytorch.callbacks", "WeightAveraging", "Lightning 2.6")
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
 

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from helpers.newer import newer
 from helpers.rate_probes import Always
 from helpers.tiny_modules import Tiny, different, fit, same_bits, scaled, weights
 from torch import nn, optim
@@ -25,8 +26,8 @@ OPTIMIZERS = {
     "Adagrad": optim.Adagrad,
     "Adadelta": optim.Adadelta,
     "ASGD": partial(optim.ASGD, lambd=0.0, alpha=0.0),
-    "Adafactor": optim.Adafactor,
-    "Muon": optim.Muon,
+    "Adafactor": newer("torch.optim", "Adafactor", "torch 2.5"),
+    "Muon": newer("torch.optim", "Muon", "torch 2.9"),
 }
 TENSORS = ["SGD", "SGD fused", "Adam", "Adam fused", "AdamW", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta"]
 

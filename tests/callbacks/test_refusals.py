@@ -8,10 +8,10 @@ from functools import partial
 
 import pytest
 import torch
+from helpers.newer import newer
 from helpers.tiny_modules import Rows, Tiny, fit, same_bits, weights
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
 from lightning_calib import (
     AGC,
@@ -26,6 +26,11 @@ from lightning_calib import (
     ZClip,
 )
 from lightning_calib.functional.dtensor import whole
+
+DTensor = newer("torch.distributed.tensor", "DTensor", "torch 2.5")
+Partial = newer("torch.distributed.tensor", "Partial", "torch 2.5")
+Shard = newer("torch.distributed.tensor", "Shard", "torch 2.5")
+distribute_tensor = newer("torch.distributed.tensor", "distribute_tensor", "torch 2.5")
 
 LBFGS = partial(torch.optim.LBFGS, lr=0.1, max_iter=3)
 ACTING = {

@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from helpers.newer import newer
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.models import Given
 from benchmarks.variants import Variant
+
+DTensor = newer("torch.distributed.tensor", "DTensor", "torch 2.5")
 
 FIRST, LAST = 4, 6  # the steps in between are counted; those before lay plans and end warm-ups
 # Their result, or its shape, has to be known on the host.

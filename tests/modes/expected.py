@@ -8,19 +8,22 @@ from functools import partial
 from typing import Any
 
 import torch
+from helpers.newer import newer
 from helpers.tiny_modules import scaled
 from lightning.pytorch.callbacks import (
     BaseFinetuning,
-    EMAWeightAveraging,
     GradientAccumulationScheduler,
     StochasticWeightAveraging,
-    WeightAveraging,
 )
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from modes import hosts, models, optimizers, parameters, ways
 from modes.laws import CASES
 from modes.matrix import Mode
 from modes.models import ADAMW
+
+EMAWeightAveraging, WeightAveraging = (
+    newer("lightning.pytorch.callbacks", name, "Lightning 2.6") for name in ("EMAWeightAveraging", "WeightAveraging")
+)
 
 WATCHING = [name for name, case in CASES.items() if case.observes and case.writes]
 ACTING = [name for name, case in CASES.items() if name not in WATCHING and case.writes]
@@ -134,10 +137,10 @@ def _parameters() -> list[Mode]:
         Mode("a learning rate in a tensor", partial(models.Net, lambda p: torch.optim.Adam(p, lr=torch.tensor(0.01)))),
         Mode(
             "Muon beside AdamW",
-            partial(parameters.Split, partial(torch.optim.Muon, lr=0.01)),
+            partial(parameters.Split, partial(newer("torch.optim", "Muon", "torch 2.9"), lr=0.01)),
             refuses=BY_HAND | SEVERAL,
         ),
-        Mode("Adafactor", partial(models.Net, partial(torch.optim.Adafactor, lr=1e-2))),
+        Mode("Adafactor", partial(models.Net, partial(newer("torch.optim", "Adafactor", "torch 2.5"), lr=1e-2))),
         Mode("SparseAdam beside AdamW", partial(parameters.Words, sparse), refuses=BY_HAND | SEVERAL),
         Mode("`torch.compile(module)`", fit=ways.compiled),
     ]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import pytorch_lightning
 import torch
+from helpers.newer import newer
 from helpers.rate_probes import Always
 from helpers.tiny_modules import Rows, fit, make_trainer, same_bits, weights
 from lightning.pytorch.callbacks import Callback
@@ -17,10 +18,13 @@ from modes import models, ways
 from modes.expected import RESUMED
 from modes.laws import CASES
 from modes.matrix import Mode, run
-from torch.distributed.tensor import Shard, distribute_tensor
 
 from lightning_calib import AutoClip, GradientClip, GradientMonitor, LearningRateControl, MaxNorm, ZClip
 from lightning_calib.functional import clip_grad_
+
+Shard, distribute_tensor = (
+    newer("torch.distributed.tensor", name, "torch 2.5") for name in ("Shard", "distribute_tensor")
+)
 
 STEPS = models.BATCHES * models.EPOCHS
 

@@ -78,7 +78,7 @@ def every_rule_under_every_way() -> None:
 
 @case
 def the_monitor_moves_no_bit() -> None:
-    for way in ("fsdp", "tensor", "sequence", "ddp"):
+    for way in ("ddp", "fsdp", "tensor", "sequence"):
         for optimizer in (SGD, partial(torch.optim.AdamW, lr=0.01)):
             watched, alone = (Run(way, make, Shared(optimizer)) for make in (CALLBACKS["GradientMonitor"], list))
             torch.testing.assert_close(watched.weights, alone.weights, rtol=0, atol=0)

@@ -16,6 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, distributed
 from torch.multiprocessing import start_processes
@@ -24,6 +25,7 @@ WORLD = int(os.environ.get("PROCESSES", "2"))
 MODULES = ("values", "fits", "others", "memory", "flat", "flat_values", "flat_slow")
 CASES: dict[str, Callable[[], None]] = {}
 SLOW: dict[str, Callable[[], None]] = {}  # by `make test-all` alone
+SKIPPED = "skipped: "
 FOUR: dict[str, Callable[[], None]] = {}  # the same, on four processes
 _COLLECTIVES = ("all_reduce", "all_gather", "all_gather_into_tensor", "broadcast", "reduce_scatter_tensor")
 
@@ -99,6 +101,8 @@ def play(rank: int, folder: str, names: list[str]) -> None:
         try:
             {**CASES, **SLOW, **FOUR}[name]()
             told = ""
+        except pytest.skip.Exception as missing:
+            told = f"{SKIPPED}{missing}"
         except BaseException:
             told = traceback.format_exc()
         with Path(folder, f"rank{rank}.jsonl").open("a") as file:

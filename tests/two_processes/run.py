@@ -9,7 +9,9 @@ from functools import partial
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 import torch
+from helpers.newer import newer
 from helpers.tiny_modules import Rows, Tiny, fit
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import (
@@ -21,9 +23,8 @@ from lightning.pytorch.strategies import (
 )
 from torch import Tensor, distributed, nn
 from torch.distributed import fsdp
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
-from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     PrepareModuleInput,
@@ -34,6 +35,11 @@ from torch.distributed.tensor.parallel import (
 from two_processes.launch import WORLD, counted, everywhere, whole
 
 from lightning_calib.callbacks.base import CalibratedCallback
+from lightning_calib.functional.since import COPIED, SPREAD
+
+fully_shard = newer("torch.distributed.fsdp", "fully_shard", "torch 2.6")
+Replicate = newer("torch.distributed.tensor", "Replicate", "torch 2.5")
+Shard = newer("torch.distributed.tensor", "Shard", "torch 2.5")
 
 STEPS = 8
 SGD, PLAIN = partial(torch.optim.SGD, lr=0.05, momentum=0.9), partial(torch.optim.SGD, lr=0.1)
@@ -62,6 +68,9 @@ class Shared(Tiny):
         self.spread = False
 
     def configure_model(self) -> None:
+        too_old = SPREAD.why_not() or (COPIED.why_not() if self.way == "sequence" else None)
+        if self.way in WAYS and too_old is not None:
+            pytest.skip(too_old)
         if self.way in WAYS and not self.spread:
             WAYS[self.way](self.net, self.device_mesh)
         self.spread = True

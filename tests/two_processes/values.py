@@ -6,10 +6,9 @@ import math
 
 import pytest
 import torch
+from helpers.newer import newer
 from torch import distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
-from torch.distributed.tensor.debug import CommDebugMode
 from two_processes.launch import case, counted, everywhere, whole
 from two_processes.zoo import (
     CLOSE,
@@ -36,6 +35,12 @@ from lightning_calib.functional.segments import Segments
 from lightning_calib.policies.ema_relative import EMARelative
 from lightning_calib.steps.start_distance import StartDistance
 from lightning_calib.steps.weight_update import SamplePlan, WeightSample
+
+DTensor = newer("torch.distributed.tensor", "DTensor", "torch 2.5")
+Partial = newer("torch.distributed.tensor", "Partial", "torch 2.5")
+Replicate = newer("torch.distributed.tensor", "Replicate", "torch 2.5")
+Shard = newer("torch.distributed.tensor", "Shard", "torch 2.5")
+CommDebugMode = newer("torch.distributed.tensor.debug", "CommDebugMode", "torch 2.5")
 
 
 @case

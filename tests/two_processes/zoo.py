@@ -7,11 +7,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from helpers.newer import newer
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
-from torch.distributed.tensor.placement_types import _StridedShard
 from two_processes.launch import everywhere, whole
+
+DTensor = newer("torch.distributed.tensor", "DTensor", "torch 2.5")
+Replicate = newer("torch.distributed.tensor", "Replicate", "torch 2.5")
+Shard = newer("torch.distributed.tensor", "Shard", "torch 2.5")
+distribute_tensor = newer("torch.distributed.tensor", "distribute_tensor", "torch 2.5")
+_StridedShard = newer("torch.distributed.tensor.placement_types", "_StridedShard", "torch 2.5")
 
 Place = Callable[[int, Tensor], tuple[DeviceMesh, list[Any]] | None]
 KINDS = (1.0, 2.0, 3.0, math.inf)
