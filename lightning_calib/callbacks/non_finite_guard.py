@@ -103,7 +103,7 @@ class NonFiniteGuard(CalibratedCallback):
         check_non_finite_guard(action, max_consecutive, max_total, save_batch_to, trace)
         self.action, self.max_consecutive, self.max_total = action, max_consecutive, max_total
         self.save_batch_to, self.trace = save_batch_to, trace
-        self._needs = Needs(acts=action != "warn", guards=True, loss=True)
+        self._needs = Needs(acts=action != "warn", guards=True, nonfinite=True, loss=True)
 
     # Before the step
 

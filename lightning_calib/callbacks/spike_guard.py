@@ -50,8 +50,8 @@ class SpikeGuard(CalibratedCallback):
 
     Args:
         policy: What is expected of the norm and of the loss, as of two segments; any policy that needs no weights.
-        min_ratio: How many times its level a spike is at least, at least 1. At 3 and ``z_max=4`` none of 4,800 healthy
-            steps was one, at ``z_max=2.5`` without a ratio up to 260.
+        min_ratio: How many times its level a spike is at least, at least 1. At 3 and ``z_max=4`` 52 of 55 healthy runs
+            have none; at ``z_max=2.5`` without a ratio 4,800 healthy steps have up to 260.
         ladder: What may be done, in this order: ``"skip"``, ``"rewind"``, ``"stop"``. Without ``"stop"`` spikes that
             nothing ends are accepted as the new level.
         max_skips: The number of steps that are skipped in one trouble before the next rung, at least 1.

@@ -118,6 +118,14 @@ def test_nothing_is_said_of_a_run_without_a_spike():
         assert run.counts.taken == 60
 
 
+@pytest.mark.parametrize(("guard", "told"), [(SpikeGuard, 1), (NonFiniteGuard, 0)])
+def test_the_monitor_tells_of_what_no_guard_tells(guard, told, said):
+    monitor = logged_fit(Tiny(SGD, {15: NAN}), 16, callbacks=[guard()])
+    lines = [line for line in said() if "had a gradient that was inf or nan" in line and "after" not in line]
+    assert len(lines) == told
+    assert monitor.report().runs[0].facts.guarded is not bool(told)
+
+
 def test_steps_dropped_as_spikes_do_not_hide_bad_steps_that_were_taken():
     run = healthy()
     run.scalars.nonfinite_total[10:] = 2.0
