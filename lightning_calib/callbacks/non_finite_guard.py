@@ -170,8 +170,8 @@ class NonFiniteGuard(CalibratedCallback):
         bad = [] if finite else look_closer(view.plan, view.gradients)
         if not bad:  # or every element is finite, and only their norm is too large for its type
             if loss is not None and not isfinite(loss):
-                self._told = True
-                warn_here(lost_loss(where(session, self._window.index), loss, session.trainer.global_rank))
+                self._told, rank = True, 0 if session.loss.of_all else session.trainer.global_rank
+                (warn_here if rank else warn)(lost_loss(where(session, self._window.index), loss, rank))
             return record
         log.judged = True
         scale = float(view.scaler.get_scale()) if view.scaler is not None else None

@@ -14,11 +14,15 @@ class WindowLoss:
     """Adds up what Lightning hands to the backward passes, each divided by the number of micro-batches; on its device.
 
     A new one, and one after `forget`, has no loss.
+
+    Attributes:
+        of_all: Whether what is on the host is the mean over all processes.
     """
 
     def __init__(self) -> None:
         self._loss: Tensor | None = None
         self._host: float | None = None
+        self.of_all = False
 
     def add(self, loss: Tensor, scaler: Any) -> None:
         """That of a backward pass, which the GradScaler, where there is one, has multiplied."""
@@ -47,6 +51,7 @@ class WindowLoss:
         if self._host is None and self._loss is not None:
             loss = self.mean(trainer, record) if mean else self._loss
         if loss is not None:
+            self.of_all = mean
             found = view.on_host(loss)[1]  # float32 on a device may not hold what float64 does
             self._host = found if isfinite(found) else float(loss)
         return self._host
