@@ -1,6 +1,6 @@
 """Twenty planted blow-ups: what is left of each without a guard, with plain clipping, with ZClip and with SpikeGuard.
 
-``PYTHONPATH=.:tests python -m benchmarks.spikes --seeds 5 --save`` trains (about 1,000 short fits) and keeps the final
+``PYTHONPATH=.:tests python -m benchmarks.spikes --seeds 5 --save`` trains (500 short fits) and keeps the final
 losses; ``--page`` writes the table of docs/training-spikes.md from what was kept.
 """
 

@@ -11,8 +11,15 @@ from lightning_calib.steps.gradient_view import GradientView
 from lightning_calib.steps.scaled_rates import rate_of
 
 
-def facts_of(session: Session, view: GradientView, bad: Sequence[Bad], found: Culprit) -> Incident:
-    """The tensors, and what is known of loss, data and rate."""
+def where(session: Session, batch: int) -> str:
+    """Step, epoch and batch, as sentences name them."""
+    return f"step {session.step} (epoch {session.trainer.current_epoch}, batch {batch})"
+
+
+def facts_of(
+    session: Session, view: GradientView, bad: Sequence[Bad], found: Culprit, batch: int, unscale: float
+) -> Incident:
+    """The tensors, and what is known of loss, data and rate; ``unscale`` makes the loss what the module returned."""
     order = {name: i for i, name in enumerate(Plan.of(view.module).names)}
     rate = rate_of(view.optimizer.param_groups[0])
     deepest = max(bad, key=lambda one: order.get(one.name, -1))
@@ -29,4 +36,6 @@ def facts_of(session: Session, view: GradientView, bad: Sequence[Bad], found: Cu
         data=found.data,
         looked=found.looked,
         precision=str(session.trainer.precision),
+        where=where(session, batch),
+        loss=None if found.loss is None else found.loss * unscale,
     )

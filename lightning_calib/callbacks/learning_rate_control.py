@@ -7,7 +7,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
-from torch.optim import Optimizer
 
 from lightning_calib.callbacks.base import CalibratedCallback
 from lightning_calib.fit.base_rate import doubt_of_rate
@@ -16,7 +15,6 @@ from lightning_calib.fit.parameter_names import check_name
 from lightning_calib.fit.participant import FitStart, Needs, Row
 from lightning_calib.fit.scalar_row import rates_of
 from lightning_calib.fit.unsupported import refused
-from lightning_calib.fit.window_loss import WindowLoss
 from lightning_calib.functional.checks import check_number, message
 from lightning_calib.functional.plan import Plan
 from lightning_calib.functional.segments import Segments
@@ -112,8 +110,6 @@ class LearningRateControl(CalibratedCallback):
         pure rate comes back, unless another number than 0 was written, which stays.
     """
 
-    _needs = Needs(scales_rates=True)
-
     def __init__(
         self, rule: LearningRateRule, *, min_factor: float = 0.0, max_factor: float = 1.0, name: str | None = None
     ) -> None:
@@ -123,6 +119,7 @@ class LearningRateControl(CalibratedCallback):
         check_number("max_factor", max_factor, "Use 1.0, or math.inf for no cap.", 0, float("inf"), ends="(]")
         check_number("min_factor", min_factor, "Use 0.0 for no floor.", 0, max_factor)
         check_name(name)
+        self._needs = Needs(scales_rates=True, loss=rule.needs_loss)
         self.rule, self.min_factor, self.max_factor, self.name = rule, float(min_factor), float(max_factor), name
 
     def _start(self, fit: FitStart) -> str | None:
@@ -137,7 +134,6 @@ class LearningRateControl(CalibratedCallback):
             doubt = doubt_of_rate(self.rule, view.optimizer, self.max_factor)
             if doubt:
                 warn(f"{self._label}: {doubt}")
-        self._loss = WindowLoss()
         return f"{self._label}: {self.rule}"
 
     def _lay(self, view: GradientView) -> RuleMemory:
@@ -173,17 +169,9 @@ class LearningRateControl(CalibratedCallback):
             run.rates.reset()
 
     def on_before_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", loss: Tensor) -> None:
-        """Add the loss to this window's, as Lightning has it: divided by the number of micro-batches."""
-        if self._session is not None and self.rule.needs_loss:
-            self._loss.add(loss, self._session.facts.scaler)
-
-    def on_before_optimizer_step(
-        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", optimizer: Optimizer
-    ) -> None:
-        """Take a turn; the window's loss belongs to this step, whatever becomes of it."""
-        super().on_before_optimizer_step(trainer, pl_module, optimizer)
+        """Add the loss to this window's."""
         if self._session is not None:
-            self._loss.forget()
+            self._session.see_loss(self, loss)
 
     def _inspect(self, view: GradientView, record: StepRecord) -> StepRecord:
         """Take the norms before anybody acts."""
@@ -208,7 +196,7 @@ class LearningRateControl(CalibratedCallback):
         session = self._session
         if not self.rule.needs_loss or session is None:
             return own.measurement(None)
-        loss = self._loss.mean(session.trainer, record)
+        loss = session.loss.mean(session.trainer, record)
         if loss is None:
             raise MisconfigurationException(
                 f"{self._label} needs the loss of every step for {self.rule}, and there was none since the last one. "

@@ -1,6 +1,7 @@
 """Catch gradients that are not finite: name the culprit, skip the step exactly, give up loudly."""
 
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -9,13 +10,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_calib.callbacks.base import CalibratedCallback
-from lightning_calib.callbacks.incident_facts import facts_of
+from lightning_calib.callbacks.guard_arguments import check_non_finite_guard
+from lightning_calib.callbacks.incident_facts import facts_of, where
 from lightning_calib.fit.batch_rerun import BatchRerun, Forward
-from lightning_calib.fit.messages import warn
+from lightning_calib.fit.messages import warn, warn_here
 from lightning_calib.fit.participant import FitStart, Needs, Row
 from lightning_calib.fit.scalar_row import counters
 from lightning_calib.fit.session import Session
-from lightning_calib.functional.checks import check_choice, check_count, message
 from lightning_calib.functional.dtensor import whole
 from lightning_calib.functional.finiteness import Bad, look_closer
 from lightning_calib.incidents.batch_files import BatchFiles
@@ -26,10 +27,12 @@ from lightning_calib.incidents.incident_log import IncidentLog
 from lightning_calib.incidents.micro_batches import MicroBatches
 from lightning_calib.incidents.retrace import Retrace
 from lightning_calib.incidents.trace import Traced
-from lightning_calib.report.incident import NonFiniteGradientError, hopeless, outcome, told
+from lightning_calib.report.incident import NonFiniteGradientError, hopeless, lost_loss, outcome, told
 from lightning_calib.steps.gradient_view import GradientView
 from lightning_calib.steps.optimizer_memory import OptimizerMemory
-from lightning_calib.steps.step_record import Overflow, StepRecord
+from lightning_calib.steps.step_record import GuardEvent, Overflow, StepRecord
+
+_OF_FIT = ("_window", "_backup", "_retrace")
 
 
 class NonFiniteGuard(CalibratedCallback):
@@ -39,6 +42,7 @@ class NonFiniteGuard(CalibratedCallback):
     says in one line: step (the x of the charts), epoch, batch; how many tensors, the deepest listed of them (the last
     in module order, not necessarily the cause), the finite ones around; loss, rate, loss scale; the last finite norm
     and update; what else is bad; what is done; and the likely cause. Told are the 1st, 2nd, 4th, 8th, ... incident.
+    A loss that is not finite while the gradient is gets one line in a fit: its update is finite, and is taken.
 
     Args:
         action: ``"warn"`` tells and changes nothing. ``"skip"`` drops the step exactly: parameters and optimizer state
@@ -75,15 +79,16 @@ class NonFiniteGuard(CalibratedCallback):
         measured update, and which of the last 200 steps a GradScaler skipped.
 
     Note:
-        Costs one boolean per step brought to the host. With a GradScaler an overflow is part of its work: the gradient
-        stays as it is, so that the scale goes down, and there is no incident unless the loss itself is not finite, the
-        scale has fallen below 1, or the scaler has not seen it; on an incident the scale goes down all the same. With
-        accumulation the window is dropped as a whole. The schedule and ``global_step`` advance on a skipped step, as
-        they do when a GradScaler skips. ``trace`` costs an ordinary step nothing but to keep its batch and random
-        states; the re-run puts back all but Python objects, other than modules, that ``training_step`` changes.
+        Costs one wait for the device per step, for the norm and the loss. With a GradScaler an overflow is part of its
+        work: the gradient stays as it is, so that the scale goes down, and there is no incident unless the loss itself
+        is not finite, the scale has fallen below 1, or the scaler has not seen it; on an incident the scale goes down
+        all the same. With accumulation the window is dropped as a whole. The schedule and ``global_step`` advance on a
+        skipped step, as they do when a GradScaler skips. ``trace`` costs an ordinary step nothing but to keep its batch
+        and random states; the re-run puts back all but Python objects, other than modules, that ``training_step``
+        changes.
     """
 
-    _transient: ClassVar[tuple[str, ...]] = (*CalibratedCallback._transient, "_window", "_backup", "_retrace")
+    _transient: ClassVar[tuple[str, ...]] = (*CalibratedCallback._transient, *_OF_FIT)
 
     def __init__(
         self,
@@ -95,19 +100,10 @@ class NonFiniteGuard(CalibratedCallback):
         trace: bool | Forward = False,
     ) -> None:
         super().__init__()
-        check_choice("action", action, ("warn", "skip", "raise"), 'Use "skip" to drop bad steps and carry on.')
-        check_count("max_consecutive", max_consecutive, "Use 5, or 0 to raise at the first bad step.")
-        if max_total is not None:
-            check_count("max_total", max_total, "Use for instance 100, or None, the default, for no limit.")
-        if save_batch_to is not None and not isinstance(save_batch_to, (str, Path)):
-            raise TypeError(message("save_batch_to", "a folder's path or None", save_batch_to, 'Use "bad_batches".'))
-        if not (isinstance(trace, bool) or callable(trace)):
-            raise TypeError(
-                message("trace", "True, False, or a callable of the module and a batch", trace, "Use True.")
-            )
+        check_non_finite_guard(action, max_consecutive, max_total, save_batch_to, trace)
         self.action, self.max_consecutive, self.max_total = action, max_consecutive, max_total
         self.save_batch_to, self.trace = save_batch_to, trace
-        self._needs = Needs(acts=action != "warn", guards=True)
+        self._needs = Needs(acts=action != "warn", guards=True, nonfinite=True, loss=True)
 
     # Before the step
 
@@ -119,7 +115,7 @@ class NonFiniteGuard(CalibratedCallback):
                 "there is no gradient. Use GradientValueClip instead of the Trainer's argument."
             )
         self._backup = BatchNormBackup(fit.module)
-        self._files = BatchFiles(self.save_batch_to)
+        self._files, self._told = BatchFiles(self.save_batch_to), False
         self._window = MicroBatches(keep=self.save_batch_to is not None or self.trace is not False)
         rerun = BatchRerun.of(self._label, fit.trainer, fit.module, self.trace)
         sharded = any(view.plan.shards is not None for view in fit.views)
@@ -139,8 +135,10 @@ class NonFiniteGuard(CalibratedCallback):
 
     def on_before_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", loss: Tensor) -> None:
         """Keep the loss, on its device."""
-        if self._session is not None and self._window.micros:
-            self._window.micros[-1].losses.append(whole(loss.detach()))
+        if self._session is not None:
+            self._session.see_loss(self, loss)
+            if self._window.micros:
+                self._window.micros[-1].losses.append(whole(loss.detach()))
 
     def on_train_batch_end(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
@@ -165,11 +163,15 @@ class NonFiniteGuard(CalibratedCallback):
             return record
         self._window.stepped = True
         first = view.reading()
+        loss = None if self._told else session.loss.on_host(view, session.trainer, record, mean=False)
         finite = view.is_finite()
         if view.reading() is not first and not bool(record.norm_before.isfinite()):
             record = record._replace(norm_before=view.norm())  # it had only overflowed
         bad = [] if finite else look_closer(view.plan, view.gradients)
         if not bad:  # or every element is finite, and only their norm is too large for its type
+            if loss is not None and not isfinite(loss):
+                self._told, rank = True, 0 if session.loss.of_all else session.trainer.global_rank
+                (warn_here if rank else warn)(lost_loss(where(session, self._window.index), loss, rank))
             return record
         log.judged = True
         scale = float(view.scaler.get_scale()) if view.scaler is not None else None
@@ -199,7 +201,7 @@ class NonFiniteGuard(CalibratedCallback):
 
     def _report(
         self, session: Session, view: GradientView, found: Culprit, bad: Sequence[Bad], scale: float | None
-    ) -> tuple[tuple[int, str, str], NonFiniteGradientError | None]:
+    ) -> tuple[GuardEvent, NonFiniteGradientError | None]:
         """Say what was found and save the evidence; returns it for the tab, and what ends the run if it is enough."""
         log, trainer, window = self._own[view.index], session.trainer, self._window
         log.incident(session.step)
@@ -209,9 +211,7 @@ class NonFiniteGuard(CalibratedCallback):
         unscale, traced = parts / (scale or 1.0), Traced("")
         if self._retrace is not None and (loud or limit) and not ruined:
             traced = self._retrace(window, 1 / unscale)
-        incident = facts_of(session, view, bad, found)._replace(
-            where=f"step {session.step} (epoch {trainer.current_epoch}, batch {window.index})",
-            loss=None if found.loss is None else found.loss * unscale,
+        incident = facts_of(session, view, bad, found, window.index, unscale)._replace(
             scale=scale,
             ruined=ruined,
             broken=others,
@@ -226,7 +226,7 @@ class NonFiniteGuard(CalibratedCallback):
         if loud or limit:
             warn(f"{text} {saved}".strip())
         fatal = hopeless(limit, log.last, incident, log.steps, log.total) if limit else None
-        return (session.step, incident.deepest, text), fatal
+        return GuardEvent(session.step, incident.deepest, text), fatal
 
     def _limit(self, log: IncidentLog) -> str:
         """Why the run ends here; empty if it does not."""
@@ -237,7 +237,7 @@ class NonFiniteGuard(CalibratedCallback):
 
     def _finish(self) -> None:
         """Let go of the batches and of the module's buffers."""
-        for name in ("_window", "_backup", "_retrace"):
+        for name in _OF_FIT:
             self.__dict__.pop(name, None)
 
     def _row(self, view: GradientView, record: StepRecord, memory: OptimizerMemory) -> Row:

@@ -12,7 +12,7 @@ from lightning_calib.dashboard.records import Logged
 from lightning_calib.functional.saved_state import ListOf, OrNone, check_saved
 from lightning_calib.report import events
 from lightning_calib.report.detect import WINDOW, Counter, Jumps, Spikes, pack, unpack
-from lightning_calib.report.events import Event, Pause
+from lightning_calib.report.events import Event, NoPause, Pause
 from lightning_calib.tensorboard.contract import ABSENT, ABSENT_GLOBALS, EVENT_KINDS, GLOBAL_NAMES, STATISTICS
 
 _PEAK = list(STATISTICS).index("peak")
@@ -31,7 +31,7 @@ class EventDetector:
         self.baseline = LayerBaseline.empty(len(self.names))
         self.spikes, self.lr, self.lr_effective = Spikes(), Jumps(), Jumps()
         self.nonfinite, self.skipped = Counter(), Counter()
-        self.pauses = {kind: Pause() for kind in EVENT_KINDS}
+        self.pauses = {kind: NoPause() if kind == "rewind" else Pause() for kind in EVENT_KINDS}
 
     def after(self, logged: Logged) -> "tuple[list[Event], EventDetector]":
         """The events of a row, and the detector that remembers it, too; this one stays as it is."""
@@ -49,6 +49,7 @@ class EventDetector:
             *self._nonfinite(logged, totals, peak),
             *self._skipped(logged, totals),
             *self._spike(logged, totals, peak),
+            *[listed for event in _of_guards(logged, "rewind") for listed in self._admit(event)],
             *self._rate(logged, totals),
         ]
         if bool((peak != ABSENT).any()):  # else it was not this optimizer's turn
@@ -65,7 +66,7 @@ class EventDetector:
 
     def _nonfinite(self, logged: Logged, totals: dict[str, float], peak: Tensor) -> list[Event]:
         more = self.nonfinite.more(totals.get("nonfinite_total", 0.0))
-        known = [Event(step, "nonfinite", text, layer) for step, layer, text in logged.incidents]
+        known = _of_guards(logged, "nonfinite")
         found = [listed for event in known for listed in self._admit(event)]
         if more > len(known):
             bad = (~peak.isfinite()).nonzero().flatten().tolist()
@@ -80,7 +81,9 @@ class EventDetector:
 
     def _spike(self, logged: Logged, totals: dict[str, float], peak: Tensor) -> list[Event]:
         norm = totals.get("grad_norm_max", 0.0)
-        times = self.spikes.times(norm)
+        times, known = self.spikes.times(norm), _of_guards(logged, "spike")
+        if known:
+            return [listed for event in known for listed in self._admit(event, badness=norm)]
         if not times:
             return []
         rises = self.baseline.rises(peak)
@@ -119,6 +122,8 @@ class EventDetector:
         Raises:
             DamagedStateError: If something does not fit.
         """
+        if isinstance(saved, dict) and isinstance(pauses := saved.get("pauses"), dict):  # earlier versions: no rewinds
+            saved = {**saved, "pauses": {"rewind": pack(NoPause()), **pauses}}
         check_saved(saved, {**EventDetector(names).saved(), **_REMEMBERED}, key)
         self.row, self.step = saved["row"], saved["step"]
         fresh = {key: aligned(value, names, self.names, 0) for key, value in saved["usual"].items()}
@@ -127,6 +132,11 @@ class EventDetector:
             unpack(pause, saved["pauses"][kind])
         for key in _DETECTORS:
             unpack(getattr(self, key), saved[key])
+
+
+def _of_guards(logged: Logged, kind: str) -> list[Event]:
+    """What guards have found of a kind since the last row, each at its own step and in the console's words."""
+    return [Event(one.step, kind, one.text, one.layer or None) for one in logged.incidents if one.kind == kind]
 
 
 _DETECTORS = ("spikes", "lr", "lr_effective", "nonfinite", "skipped")

@@ -11,11 +11,18 @@ from lightning_calib.dashboard.record_stream import RecordStream
 from lightning_calib.dashboard.records import Rows
 from lightning_calib.functional.exponent_counts import exponent_counts
 from lightning_calib.functional.plan import Plan
-from lightning_calib.functional.saved_state import ListOf, OrNone, check_saved, entry
+from lightning_calib.functional.saved_state import DamagedStateError, ListOf, OrNone, check_saved, entry
 from lightning_calib.steps.gradient_view import GradientView
-from lightning_calib.steps.step_record import StepRecord
+from lightning_calib.steps.step_record import GuardEvent, StepRecord
 from lightning_calib.steps.weight_update import strides
-from lightning_calib.tensorboard.contract import ABSENT, ABSENT_EXPONENT, HIGH_EXPONENT, LOW_EXPONENT, STATISTICS
+from lightning_calib.tensorboard.contract import (
+    ABSENT,
+    ABSENT_EXPONENT,
+    GUARDED_KINDS,
+    HIGH_EXPONENT,
+    LOW_EXPONENT,
+    STATISTICS,
+)
 
 _INCIDENTS = 20
 BEFORE, AFTER, PEAK, WEIGHT, UPDATE = map(list(STATISTICS).index, ("before", "after", "peak", "weight", "update"))
@@ -59,13 +66,13 @@ class TabMemory(NamedTuple):
         stream: What its records remember.
         peak: The largest norm of each tensor since the last row, shape (T,); None without a step.
         since: Which tensors had a gradient since the last row.
-        incidents: Bad steps since the last row, at most the last 20: step, tensor, sentence.
+        incidents: What guards have found since the last row, at most the last 20.
     """
 
     stream: RecordStream
     peak: Tensor | None = None
     since: tuple[bool, ...] = ()
-    incidents: tuple[tuple[int, str, str], ...] = ()
+    incidents: tuple[GuardEvent, ...] = ()
 
     def add(self, norms: Tensor, given: Sequence[bool]) -> "TabMemory":
         """Take in a step: the tensors' norms, and which of them had a gradient."""
@@ -75,7 +82,7 @@ class TabMemory(NamedTuple):
             since = tuple(a or b for a, b in zip(self.since, given, strict=True))
         return self._replace(peak=peak, since=since)
 
-    def add_incident(self, incident: tuple[int, str, str]) -> "TabMemory":
+    def add_incident(self, incident: GuardEvent) -> "TabMemory":
         """Take in a bad step of which more is known."""
         return self._replace(incidents=(*self.incidents, incident)[-_INCIDENTS:])
 
@@ -94,10 +101,14 @@ class TabMemory(NamedTuple):
         """
         stream, names = RecordStream.restored(rows, saved, key), saved["names"]
         peak, since, incidents = (entry(saved, name, key) for name in ("peak", "since", "incidents"))
-        check_saved(incidents, ListOf([0, "", ""]), f"{key}.incidents")
+        if isinstance(incidents, list):  # earlier versions did not save the kind
+            incidents = [[*one, "nonfinite"] if isinstance(one, list) and len(one) == 3 else one for one in incidents]
+        check_saved(incidents, ListOf([0, "", "", ""]), f"{key}.incidents")
+        if strange := [kind for *_, kind in incidents if kind not in GUARDED_KINDS]:
+            raise DamagedStateError(f"`{key}.incidents` must be of {', '.join(GUARDED_KINDS)}, got {strange[0]!r}")
         check_saved(peak, OrNone(torch.full((len(names),), torch.nan)), f"{key}.peak")
         check_saved(since, [] if peak is None else [False] * len(names), f"{key}.since")
-        found = TabMemory(stream, incidents=tuple((step, name, text) for step, name, text in incidents))
+        found = TabMemory(stream, incidents=tuple(GuardEvent(*one) for one in incidents))
         if peak is None:
             return found
         known = aligned(torch.tensor(since, dtype=torch.bool), names, rows.names, False)

@@ -130,6 +130,7 @@ class RecordStream:
 def _completed(totals: Any) -> Any:
     """With the names that have come since it was saved."""
     values = totals.get("values") if isinstance(totals, dict) else None
-    if values is None or not tensor_fits(values, torch.zeros(_FIRST_NAMES)):
-        return totals
-    return {**totals, "values": torch.cat([values, torch.tensor([*ABSENT_GLOBALS.values()][_FIRST_NAMES:])])}
+    for known in range(_FIRST_NAMES, len(ABSENT_GLOBALS)):
+        if values is not None and tensor_fits(values, torch.zeros(known)):
+            return {**totals, "values": torch.cat([values, torch.tensor([*ABSENT_GLOBALS.values()][known:])])}
+    return totals

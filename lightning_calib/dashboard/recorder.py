@@ -115,7 +115,7 @@ class Recorder:
         masks, empty = table.masks(run.record, tab), table.empty
         mine = {_name(tag, view.suffix): value for tag, value in row.items() if tag.endswith(view.suffix)}
         known = dict(zip(QUANTILES, quantiles.nan_to_num(posinf=ABSENT).tolist(), strict=True))
-        known["rewound"] = memory.steps.rewound
+        known |= {"rewound": memory.steps.rewound, "spikes": memory.steps.spikes}
         totals = {name.partition(".")[0]: value for name, value in mine.items()} | mine | known
         logged = Logged(
             step=step,

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from lightning_calib.dashboard.event_file import Record
+from lightning_calib.steps.step_record import GuardEvent
 from lightning_calib.tensorboard.contract import (
     GLOBAL_NAMES,
     GLOBALS,
@@ -28,10 +29,10 @@ class Logged(NamedTuple):
     Attributes:
         step: Its x.
         layers: Shape (T, 5), see ``STATISTICS``.
-        totals: Shape (22,), see ``GLOBAL_NAMES``.
+        totals: Shape (23,), see ``GLOBAL_NAMES``.
         histograms: Shape (2, M, 67), see ``HISTOGRAM_COLUMNS``; None where none was taken.
         idle: Shape (T,), bool: tensors that are meant to have no gradient.
-        incidents: Steps whose gradient was not finite, of which more is known: step, tensor, sentence.
+        incidents: What guards have found since the last row.
     """
 
     step: int
@@ -39,7 +40,7 @@ class Logged(NamedTuple):
     totals: Tensor
     histograms: Tensor | None
     idle: Tensor
-    incidents: tuple[tuple[int, str, str], ...] = ()
+    incidents: tuple[GuardEvent, ...] = ()
 
 
 @dataclass(frozen=True)

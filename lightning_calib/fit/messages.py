@@ -38,6 +38,12 @@ def warn(text: str) -> None:
         _log.warning("[calib] %s", text)
 
 
+def warn_here(text: str) -> None:
+    """The same of whichever process it is that knows."""
+    with _beside_the_bar():
+        _log.warning("[calib] %s", text)
+
+
 def _beside_the_bar() -> AbstractContextManager[Any]:
     """Open bars of tqdm are cleared and drawn again below: the line would continue theirs. Rich does so by itself."""
     tqdm: Any = sys.modules.get("tqdm.std")

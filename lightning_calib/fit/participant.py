@@ -24,6 +24,8 @@ class Needs:
         clips: How it reduces gradients, if that is what it does: by one norm that never changes, in another way, or to
             a norm, which also enlarges.
         guards: It may drop the step, and looks before the others look at anything.
+        nonfinite: It tells of gradients that are not finite.
+        loss: It reads the loss of the whole step, which the session adds up.
         loss_on_host: It brings the loss to the host beside the norm, so it looks before the guards that need the norm
             alone: one wait for the device serves them all.
         scales_rates: It scales learning rates.
@@ -38,6 +40,8 @@ class Needs:
     acts: bool = True
     clips: Literal["fixed", "adaptive", "normalise"] | None = None
     guards: bool = False
+    nonfinite: bool = False
+    loss: bool = False
     loss_on_host: bool = False
     scales_rates: bool = False
     full_row: bool = False

@@ -113,6 +113,12 @@ class RowKeeper:
             self.logged[run.view.index].see()
 
     @ends_only_itself
+    def end_step(self, run: OptimizerRun) -> None:
+        """Everybody has acted: keep what a guard has found."""
+        if run.history is not None and run.record.incident is not None:
+            run.history = run.history.with_incident(run.record.incident)
+
+    @ends_only_itself
     def see_used(self, run: OptimizerRun) -> None:
         """The gradients of a logged step are as the optimizer uses them."""
         self.logged[run.view.index].see_used()

@@ -54,6 +54,7 @@ class RowRecorder:
 
     def end_step(self, run: OptimizerRun) -> None:
         """Everybody has acted."""
+        self.keeper.end_step(run)
         if self.tab is not None:
             self.tab.end_step(run)
 

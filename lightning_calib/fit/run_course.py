@@ -72,7 +72,7 @@ class RunCourse:
 
     def news(self, findings: Iterable[Finding]) -> list[Finding]:
         """Of the findings those that are of an event, each code once; a guard tells of bad steps by itself."""
-        guarded = any(one._needs.guards for one in self.session.participants)
+        guarded = any(one._needs.nonfinite for one in self.session.participants)
         wanted = [code for code in _EVENTS if code not in self.told and not (guarded and code == "nonfinite")]
         found = {one.code: one for one in findings if one.code in wanted and one.severity != "note"}
         self.told |= set(found)

@@ -50,7 +50,7 @@ def run_facts(
         steps_per_epoch=per_epoch,
         manual=manual,
         optimizers=len(trainer.optimizers),
-        guarded=any(one._needs.guards for one in participants),
+        guarded=any(one._needs.nonfinite for one in participants),
         rules=tuple(type(getattr(one, "rule", one)).__name__ for one in participants if one._needs.scales_rates),
         norm_layers=tuple(name for name, one in module.named_modules() if isinstance(one, _BatchNorm) and one.training),
         batch_size=_batch_size(trainer.train_dataloader),

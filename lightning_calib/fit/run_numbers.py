@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_calib.fit.row_keeper import COLUMNS, MEASURED, measured, validation_loss
 from lightning_calib.fit.run_facts import fixed_norm, trainable
 from lightning_calib.fit.session import Session
+from lightning_calib.report.bad_step import BadStep
 from lightning_calib.report.run import Clipper, Counts, Facts, Floats, Layers, Norms, Run, Scalars
 from lightning_calib.steps.layer_rows import COLUMNS as STATISTICS
 from lightning_calib.steps.norm_history import NormHistory
@@ -49,10 +50,14 @@ def run_numbers(
             earlier=earlier,
             epochs=epochs,
             stopped=stopped,
+            rewound=steps.rewound,
+            spikes=steps.spikes,
         )
         scalars = _scalars(session, run, memory)
         layers = None if memory.history is None else _layers(run, memory.history)
-        found.append(Run(known, counts, scalars, layers, tuple(clippers(session, run)), _norms(memory.norms)))
+        incidents = () if memory.history is None else memory.history.incidents
+        bad = tuple(BadStep(step, kind, layer or None) for step, layer, kind in incidents)
+        found.append(Run(known, counts, scalars, layers, tuple(clippers(session, run)), _norms(memory.norms), bad))
     return found
 
 

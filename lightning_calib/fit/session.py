@@ -12,6 +12,7 @@ from lightning_calib.fit.participant import FitStart, Participant, StepRecorder
 from lightning_calib.fit.trainer_facts import FitFacts, root_of, window_scale
 from lightning_calib.fit.unsupported import several_closures
 from lightning_calib.fit.watched_optimizers import WatchedOptimizers
+from lightning_calib.fit.window_loss import WindowLoss
 from lightning_calib.steps.optimizer_memory import OptimizerMemory
 from lightning_calib.steps.optimizer_run import OptimizerRun
 from lightning_calib.steps.scaled_rates import rates_in_use
@@ -37,6 +38,8 @@ class Session:
         self.facts = FitFacts.of(trainer, module, participants)
         self.recorder: StepRecorder | None = None  # GradientMonitor's
         self.backwards = 0
+        self.loss = WindowLoss()
+        self.sees_loss = next((one for one in participants if one._needs.loss), None)
         self.ready = False  # every callback is prepared, and has taken up what was saved
         self.root = root_of(trainer, module)
         self.watched = WatchedOptimizers(trainer, self.root, participants, self.facts)
@@ -66,11 +69,19 @@ class Session:
     def turn(self, one: Participant, optimizer: Optimizer) -> None:
         """A callback's turn in a step: the first of ours measures, each acts, the last closes the step."""
         run = self.watched.run_of(optimizer, self.prepare)
-        if run is None:
-            return
+        if run is not None:
+            self._turn(one, run)
+        if one is self.final:
+            self.loss.forget()  # it belongs to this step, whatever has become of it
+
+    def see_loss(self, one: Participant, loss: torch.Tensor) -> None:
+        """The loss of a backward pass, as Lightning has it: divided by the number of micro-batches."""
+        if one is self.sees_loss:  # the first that needs it adds it up for all
+            self.loss.add(loss, self.facts.scaler)
+
+    def _turn(self, one: Participant, run: OptimizerRun) -> None:
         try:
-            with torch.no_grad():
-                self._turn(one, run)
+            self._take(one, run)
         except Exception as trouble:
             if self._must_raise(run):
                 raise
@@ -85,7 +96,8 @@ class Session:
         asked = self.trainer.world_size > 1 and any(one._needs.guards for one in self.participants)
         return any(one._needs.acts for one in self.participants) or asked or run.view.plan.shards is not None
 
-    def _turn(self, one: Participant, run: OptimizerRun) -> None:
+    @torch.no_grad()
+    def _take(self, one: Participant, run: OptimizerRun) -> None:
         if one is self.first:
             self._begin(run)
         elif one in self.facts.behind_foreign and run.record.turn:

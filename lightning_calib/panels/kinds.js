@@ -5,6 +5,7 @@ export const KINDS = [
   { key: "nonfinite", label: "non-finite", colour: "#e012b4" },
   { key: "skip", label: "skipped step", colour: "#9b7bd0" },
   { key: "spike", label: "spike", colour: "#e0503f" },
+  { key: "rewind", label: "rewind", colour: "#2f7fd8" },
   { key: "dead", label: "dead", colour: "#858c99" },
   { key: "rate", label: "rate change", colour: "#1f8a70" },
 ];

@@ -11,10 +11,10 @@ class Event(NamedTuple):
 
     Attributes:
         step: When it happened, as exactly as is known.
-        kind: "nonfinite", "skip", "spike", "dead", "rate" or "summary".
+        kind: "nonfinite", "skip", "spike", "rewind", "dead", "rate" or "summary".
         text: What happened, with numbers, and what to do.
         layer: The parameter, or the module, that it is about; None for the whole gradient.
-        value: The number that it is about; None without one.
+        value: The number that it is about; None without one, and of what a guard has found at its very step.
     """
 
     step: int
@@ -27,6 +27,8 @@ class Event(NamedTuple):
 class Pause:
     """How often events of one kind are listed: after one, some rows pass, unless the next is twice as bad."""
 
+    _first = _PAUSE  # rows
+
     def __init__(self) -> None:
         self.told, self.hidden = 0, 0
         self.row = -(10**9)  # of the last one that was listed
@@ -34,7 +36,8 @@ class Pause:
 
     def admits(self, row: int, badness: float = 0.0) -> bool:
         """Whether to tell what happened at this row; if not, it is counted."""
-        pause = _PAUSE * 2 ** min(self.told // _OFTEN, 60)
+        doubled = min(self.told // _OFTEN, 60)
+        pause = (self._first or min(doubled, 1)) * 2**doubled
         if row - self.row < pause and badness <= 2 * self.worst:
             self.hidden += 1
             return False
@@ -45,6 +48,12 @@ class Pause:
         """How many were kept quiet since the last one that was listed; they are forgotten."""
         count, self.hidden = self.hidden, 0
         return f" {count:,} more of the kind since the last one listed." if count else ""
+
+
+class NoPause(Pause):
+    """Of a kind of which each event belongs to the one before: none passes at first, then the same way."""
+
+    _first = 0
 
 
 def nonfinite(step: int, since: int, count: int, bad: int, tensors: int, layer: str | None) -> Event:

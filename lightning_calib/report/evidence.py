@@ -31,6 +31,7 @@ EVIDENCE: Mapping[str, str] = {
     "ratio": "Times the median of the other layers.",
     "reach": "Most of the first loss that could have been removed, to first order.",
     "recent_factor": "Mean share that was left in the recent window.",
+    "rewound": "Steps that were taken, and undone by a rewind.",
     "sensitivity": "Gradient norm times the weights' norm, over the largest loss of a row.",
     "share": "Share of the squared norm.",
     "share_usual": "The same on the other steps.",

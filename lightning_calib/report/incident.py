@@ -181,6 +181,17 @@ def outcome(action: str, micros: int, log: Any, *, ends: bool, seen: bool) -> st
     return f"{done}, {log.row} in a row, {log.total} in all"
 
 
+def lost_loss(where: str, loss: float, rank: int) -> str:
+    """A loss that is not finite while the gradient is: nothing needs to be dropped."""
+    here = f" on rank {rank}" if rank else ""
+    return (
+        f"{where}: the loss is {loss:g}{here}, and the gradient is finite: what is not finite in the loss has no "
+        "gradient (a detached term, a constant, a masked value). The step is taken, because its update is finite, too. "
+        "Mend that term: EarlyStopping, ReduceLROnPlateau, a learning-rate rule or SpikeGuard cannot use such a loss. "
+        f"This is told once in a fit. See {PAGE}."
+    )
+
+
 def told(incident: Incident, done: str, *, first: bool) -> tuple[str, str]:
     """The facts of an incident, and the same with what they point to; the first one has a link to the page."""
     facts = describe(incident, done)

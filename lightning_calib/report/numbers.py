@@ -36,7 +36,10 @@ def optimizers(seen: Measured) -> dict[str, Any]:
             "kinds": sorted(seen.kinds),
             "lr": seen.lr,
             "steps": counts.steps,
+            "taken": counts.taken,
             "skipped": counts.skipped,
+            "spikes": counts.spikes,
+            "rewound": counts.rewound,
             "nonfinite": counts.nonfinite,
             "stopped": counts.stopped,
             "window": seen.window,
@@ -71,6 +74,11 @@ def clippers(seen: Measured) -> list[dict[str, Any]]:
         )
         for one in seen.run.clippers
     ]
+
+
+def bad_steps(seen: Measured) -> list[dict[str, Any]]:
+    """What guards have found."""
+    return [plain({"optimizer": seen.run.facts.position, **one._asdict()}) for one in seen.run.bad_steps]
 
 
 def layers(seen: Measured) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from lightning_calib.report.codes import link
 from lightning_calib.report.diagnose import diagnose
 from lightning_calib.report.finding import Finding
 from lightning_calib.report.measured import Measured, measure_all
-from lightning_calib.report.numbers import clippers, layers, optimizers, plain
+from lightning_calib.report.numbers import bad_steps, clippers, layers, optimizers, plain
 from lightning_calib.report.run import Run
 from lightning_calib.report.verdict import rest, verdict
 from lightning_calib.report.wording import quoted
@@ -78,7 +78,7 @@ class Report:
         Returns:
             ``schema`` (1; a key that is removed or changes its meaning counts it up), ``verdict``, ``suggestion``,
             ``findings`` (the fields of `Finding`, and ``link``), ``optimizers``, ``clippers`` (``name``, ``clip_rate``,
-            ``kind``, ``optimizer``, ``max_norm``), ``layers`` (one entry for each tensor), ``shadow``.
+            ``kind``, ``optimizer``, ``max_norm``), ``layers`` (one entry for each tensor), ``bad_steps``, ``shadow``.
         """
         return {
             "schema": SCHEMA,
@@ -88,6 +88,7 @@ class Report:
             "optimizers": [optimizers(one) for one in self._measured],
             "clippers": [row for one in self._measured for row in clippers(one)],
             "layers": [row for one in self._measured for row in layers(one)],
+            "bad_steps": [row for one in self._measured for row in bad_steps(one)],
             "shadow": [plain(one._asdict() if hasattr(one, "_asdict") else one) for one in self.shadow],
         }
 

@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_calib.report.bad_step import BadStep
+
 Floats = NDArray[np.float64]
 Kind = Literal["adam", "sign", "muon", "sgd", "other"]
 How = Literal["fixed", "adaptive", "normalise", "dry"]
@@ -106,6 +108,8 @@ class Counts(NamedTuple):
         known: The number of steps of that mean.
         earlier: Whether the Trainer had taken steps before of which nothing is known here.
         epochs: Epochs that have ended.
+        rewound: Steps that were taken, and undone by a rewind.
+        spikes: Steps that SpikeGuard dropped; among the skipped.
         stopped: "running", "finished" (the plan was carried out), "early" (something stopped it), "broken" (exception).
     """
 
@@ -118,6 +122,18 @@ class Counts(NamedTuple):
     earlier: bool = False
     epochs: int = 0
     stopped: Literal["running", "finished", "early", "broken"] = "running"
+    rewound: int = 0
+    spikes: int = 0
+
+    @property
+    def taken(self) -> int:
+        """Steps that were taken and not undone."""
+        return max(0, self.steps - self.skipped - self.rewound)
+
+    @property
+    def all_bad_skipped(self) -> bool:
+        """Whether every step whose gradient was inf or nan was skipped."""
+        return self.skipped - self.spikes >= self.nonfinite
 
 
 class Scalars(NamedTuple):
@@ -217,6 +233,7 @@ class Run(NamedTuple):
         layers: Rows of layers; None where none were kept.
         clippers: Who reduced the gradient how often.
         norms: Of all steps; None where only those of rows are known, or none was usable.
+        bad_steps: What guards have found, the first 200 of a fit in memory, those that are listed of an event file.
     """
 
     facts: Facts
@@ -225,3 +242,4 @@ class Run(NamedTuple):
     layers: Layers | None = None
     clippers: tuple[Clipper, ...] = ()
     norms: Norms | None = None
+    bad_steps: tuple[BadStep, ...] = ()

@@ -35,6 +35,11 @@ def done(action: str, skips: int, max_skips: int, back: int) -> str:
     }[action]
 
 
+def stands(step: int, undone: int) -> str:
+    """That a rewind has helped."""
+    return f"step {step}: the rewind helps and stands; {undone} steps are undone."
+
+
 def hopeless(text: str, skips: int, rewinds: int, tried: int, checkpoint: str, precision: str) -> str:
     """The text of the error that ends the run: what was tried, where the last checkpoint is, what to look at."""
     found = (

@@ -67,6 +67,7 @@ def _norms(measured: Sequence[Measured], *, told: bool) -> str:
         text += "" if told else _clipping(one)
         text += f"; {count(counts.nonfinite, 'step')} had one that was inf or nan" if counts.nonfinite else ""
         text += f"; {count(counts.skipped, 'step')} {was(counts.skipped)} skipped" if counts.skipped else ""
+        text += f"; {count(counts.rewound, 'step')} {was(counts.rewound)} undone by a rewind" if counts.rewound else ""
         parts.append(text)
     joined = "; ".join(parts)
     return joined[0].upper() + joined[1:] + "."

@@ -27,6 +27,7 @@ class StepCounts(NamedTuple):
         known: Steps on which it is known what was left of the gradient in the end.
         left: Sum over the known steps of the share of the norm that was left.
         rewound: Steps that were taken, and undone by a rewind.
+        spikes: Steps that were dropped because their norm or their loss was a spike; among the skipped.
     """
 
     window_steps: int
@@ -40,11 +41,12 @@ class StepCounts(NamedTuple):
     known: Tensor
     left: Tensor
     rewound: int = 0
+    spikes: int = 0
 
     @property
     def later(self) -> dict[str, Any]:
         """What earlier versions did not save."""
-        return {"rewound": 0}
+        return {"rewound": 0, "spikes": 0}
 
     @staticmethod
     def empty(plan: Plan) -> "StepCounts":
@@ -88,6 +90,7 @@ class StepCounts(NamedTuple):
             window_max=torch.maximum(self.window_max, torch.where(finite, before, -1).max()),
             steps=self.steps + len(records),
             rewound=self.rewound + sum(record.rewound for record in records),
+            spikes=self.spikes + sum(record.spike for record in records),
         )
 
     def _add_overflows(

@@ -12,8 +12,10 @@ from lightning_calib.steps.counts import StepCounts
 from lightning_calib.steps.kept_rows import KeptRows, room
 from lightning_calib.steps.layer_rows import COLUMNS, LARGEST, LayerWindow
 from lightning_calib.steps.loss_history import LossHistory, LossSums
+from lightning_calib.steps.step_record import GuardEvent
 
 SCALAR_ROWS = 1024  # kept at most
+_INCIDENTS = 200  # kept at most: the first ones, which say where a trouble began
 
 
 class Left(NamedTuple):
@@ -40,6 +42,7 @@ class RunHistory(NamedTuple):
         left: At the last row.
         val_loss: The last that is known; nan without any.
         rates: The learning rate of each parameter group when the run began; None of one without.
+        incidents: What guards have found first: step, tensor (empty for the whole gradient), kind.
     """
 
     names: tuple[str, ...]
@@ -50,6 +53,7 @@ class RunHistory(NamedTuple):
     left: Left
     val_loss: float
     rates: tuple[float | None, ...] = ()
+    incidents: tuple[tuple[int, str, str], ...] = ()
 
     @staticmethod
     def empty(plan: Plan) -> "RunHistory":
@@ -61,6 +65,10 @@ class RunHistory(NamedTuple):
         """The mean share of the norm that was left on the steps since the last row, 0-d; nan without any."""
         known = steps.known - self.left.known
         return torch.where(known > 0, (steps.left - self.left.left) / known, torch.nan)
+
+    def with_incident(self, found: GuardEvent) -> "RunHistory":
+        """Take in a bad step, unless there are many already."""
+        return self._replace(incidents=(*self.incidents, (found.step, found.layer, found.kind))[:_INCIDENTS])
 
     def after(
         self, step: int, scalars: Tensor, layers: Tensor, largest: Tensor, steps: StepCounts, val_loss: float
@@ -111,6 +119,7 @@ class RunHistory(NamedTuple):
             "left": {key: one.detach().cpu().clone() for key, one in self.left._asdict().items()},
             "val_loss": val_loss,
             "rates": list(self.rates),
+            "incidents": [list(one) for one in self.incidents],
         }
 
     @staticmethod
@@ -126,6 +135,8 @@ class RunHistory(NamedTuple):
         val_loss = entry(saved, "val_loss", key)
         check_saved(val_loss, torch.nan, f"{key}.val_loss")
         check_saved(entry(saved, "rates", key), ListOf(OrNone(torch.nan)), f"{key}.rates")
+        incidents = saved.get("incidents", [])  # which earlier versions did not save
+        check_saved(incidents, ListOf([0, "", ""], _INCIDENTS), f"{key}.incidents")
         scalars = KeptRows.restored(entry(saved, "scalars", key), (len(known),), f"{key}.scalars")
         places = [known.index(name) if name in known else -1 for name in columns]
         found = RunHistory(
@@ -137,6 +148,7 @@ class RunHistory(NamedTuple):
             left=restored(entry(saved, "left", key), Left.of(StepCounts.empty(plan)), f"{key}.left"),
             val_loss=val_loss,
             rates=tuple(saved["rates"]),
+            incidents=tuple((step, layer, kind) for step, layer, kind in incidents),
         )
         peak = found.window.peak
         placed = found._replace(window=found.window._replace(peak=None if peak is None else peak.to(plan.device)))

@@ -75,6 +75,22 @@ class Overflow(NamedTuple):
     skipped_in_kernel: bool
 
 
+class GuardEvent(NamedTuple):
+    """What a guard has found on a step, and what it has done about it: for the tab and the report.
+
+    Attributes:
+        step: The x of the charts.
+        layer: The deepest listed tensor that was not finite; empty where it is about the whole gradient.
+        text: As the console has it.
+        kind: ``"nonfinite"``, ``"spike"`` or ``"rewind"``.
+    """
+
+    step: int
+    layer: str
+    text: str
+    kind: str = "nonfinite"
+
+
 class StepRecord(NamedTuple):
     """One step of one optimizer; changed by `_replace` only.
 
@@ -91,7 +107,7 @@ class StepRecord(NamedTuple):
         overflow: What the guard found, on a step that it found to be bad.
         spike: Whether it was dropped because its norm or its loss was a spike: no history of norms takes it in.
         rewound: How many earlier steps a rewind has undone; known on the first step that is taken after it.
-        incident: Step, tensor and sentence of an incident, for the tab.
+        incident: What a guard has found.
         fatal: What ends the run, when the incident has been kept.
         used: The norms that the optimizer used, of logged steps; None where they cannot be known.
         norm_used: Their total, 0-d.
@@ -110,7 +126,7 @@ class StepRecord(NamedTuple):
     overflow: Overflow | None = None
     spike: bool = False
     rewound: int = 0
-    incident: tuple[int, str, str] | None = None
+    incident: GuardEvent | None = None
     fatal: Exception | None = None
     used: Reading | None = None
     norm_used: Tensor | None = None

@@ -121,6 +121,7 @@ SCALARS = (
         logged=False,
     ),
     Scalar("rewound", "steps that were taken, and undone by a rewind", "should stay 0", logged=False),
+    Scalar("spikes", "steps that SpikeGuard dropped; among the skipped", "should stay 0", logged=False),
 )
 QUANTILES = {"norm_p10": 0.1, "norm_p50": 0.5, "norm_p90": 0.9}  # of the norms of the run, which have no scalar tag
 LOGGED = tuple(scalar for scalar in SCALARS if scalar.logged)  # those with a tag
@@ -136,4 +137,6 @@ HISTOGRAM_COLUMNS = ("zero", "nonfinite", "top", *map(str, range(LOW_EXPONENT, H
 ABSENT_EXPONENT = -9999.0
 
 # Kinds of events. One is {"step": int, "kind": str, "text": str, "layer": str or None, "value": float or None}.
-EVENT_KINDS = ("nonfinite", "skip", "spike", "dead", "rate", "summary")
+# Of what a guard has found (nonfinite, spike, rewind) the step is the very one, and there is no value.
+EVENT_KINDS = ("nonfinite", "skip", "spike", "rewind", "dead", "rate", "summary")
+GUARDED_KINDS = ("nonfinite", "spike", "rewind")

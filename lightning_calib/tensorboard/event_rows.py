@@ -44,6 +44,7 @@ class OptimizerRows(NamedTuple):
             "clip_fraction.mine"; and those that have no tag, such as "loss".
         layers: Rows of tensors; None without any.
         facts: What stays the same; None in files of the first edition.
+        events: What happened to it, as in `EventRows`.
     """
 
     optimizer: int
@@ -52,6 +53,7 @@ class OptimizerRows(NamedTuple):
     scalars: Mapping[str, Floats]
     layers: LayerRows | None
     facts: FactsRecord | None
+    events: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,12 +5,15 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from lightning_calib.report.bad_step import BadStep
 from lightning_calib.report.run import Clipper, Counts, Facts, Floats, How, Layers, Run, Scalars
+from lightning_calib.tensorboard.contract import GUARDED_KINDS
 from lightning_calib.tensorboard.even_rows import groups
 from lightning_calib.tensorboard.event_rows import EventRows, LayerRows, OptimizerRows
 from lightning_calib.tensorboard.facts_record import FactsRecord, LayerFacts
 
 MOST_ROWS, MOST_LAYER_ROWS = 2000, 512
+_COUNTS = ("nonfinite_total", "skipped_total", "rewound", "spikes")
 _SOMEBODY = "A clip whose name the file does not have"
 _NAMED = re.compile(r".*\((?P<name>[^()]*)\)")  # how a callback with a name is called
 
@@ -27,7 +30,9 @@ def _run(rows: OptimizerRows, optimizers: int) -> Run:
     scalars, counts = _scalars(rows), _counts(rows, told.facts)
     layers = None if rows.layers is None else _layers(rows.layers, told.layers)
     clippers = tuple(_with_rate(one, told.clippers, rows.scalars) for one in told.clippers)
-    return Run(told.facts, counts, scalars, layers, clippers)
+    known = [one for one in rows.events if one["kind"] in GUARDED_KINDS and one["value"] is None]
+    bad = tuple(BadStep(int(one["step"]), one["kind"], one["layer"]) for one in known)
+    return Run(told.facts, counts, scalars, layers, clippers, bad_steps=bad)
 
 
 def _scalars(rows: OptimizerRows) -> Scalars:
@@ -52,7 +57,7 @@ def _counts(rows: OptimizerRows, facts: Facts) -> Counts:
     gap = int(np.median(np.diff(rows.step))) if len(rows.step) > 1 else first + 1
     earlier = 2 * (first + 1) > 3 * gap  # the first row is at the end of the first window
     steps = last - first + gap if earlier else last + 1
-    nonfinite, skipped = (_last(rows.scalars, name) for name in ("nonfinite_total", "skipped_total"))
+    nonfinite, skipped, rewound, spikes = (_last(rows.scalars, name) for name in _COUNTS)
     norms = rows.scalars.get("grad_norm_before", np.zeros(0))
     usable = steps - max(nonfinite, skipped) if (np.isfinite(norms) & (norms > 0)).any() else 0
     left, known = _left(rows.scalars, steps)
@@ -66,6 +71,8 @@ def _counts(rows: OptimizerRows, facts: Facts) -> Counts:
         known=known,
         earlier=earlier,
         epochs=(last + 1) // per_epoch if per_epoch else 0,
+        rewound=rewound,
+        spikes=spikes,
         stopped="finished" if planned is not None and planned - (last + 1) < gap else "running",
     )
 

@@ -87,14 +87,22 @@ def read_run(run: RunFiles, progress: Callable[[int], None] = lambda size: None)
         except Refused as refusal:  # a table that would not fit
             problems.append(str(refusal))
             continue
-        found += [rows] if len(rows.step) or rows.layers is not None else []
-        for text in (value for one in records if one.about.kind == EVENTS for value in one.values):
-            try:
-                events += parse_events(text.item())
-            except Refused as refusal:
-                problems.append(str(refusal))
+        told = _events(records, problems)
+        found += [rows._replace(events=tuple(told))] if len(rows.step) or rows.layers is not None else []
+        events += told
     events.sort(key=lambda event: int(event["step"]))
     return EventRows(run.name, tuple(found), tuple(events), tuple(problems), run.folder)
+
+
+def _events(records: Sequence[Records], problems: list[str]) -> list[dict[str, Any]]:
+    """In the order of their steps."""
+    found = list[dict[str, Any]]()
+    for text in (value for one in records if one.about.kind == EVENTS for value in one.values):
+        try:
+            found += parse_events(text.item())
+        except Refused as refusal:
+            problems.append(str(refusal))
+    return sorted(found, key=lambda event: int(event["step"]))
 
 
 def _series(run: str, loaded: Loaded) -> tuple[list[Series], list[str]]:

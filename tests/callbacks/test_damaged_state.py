@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import callbacks_with_state
 from helpers.event_files import Recorded
 from helpers.tiny_modules import Tiny, fit, same_bits, weights
 from hypothesis import HealthCheck, given, settings
@@ -18,22 +19,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from modes.hosts import fabric_loop
 from torch import Tensor
 
-from lightning_calib import (
-    AdaGC,
-    AutoClip,
-    DistanceOverGradients,
-    EMARelative,
-    GradientCentralize,
-    GradientClip,
-    GradientMonitor,
-    GradientValueClip,
-    LearningRateControl,
-    NonFiniteGuard,
-    Percentile,
-    Polyak,
-    SpikeBackoff,
-    ZClip,
-)
+from lightning_calib import AutoClip, GradientMonitor, ZClip, ZScore
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch"),
@@ -56,22 +42,8 @@ FUZZ = settings(
 
 
 def every() -> list[Any]:
-    """Everything that has a state, and every kind of it."""
-    return [
-        NonFiniteGuard("skip"),
-        LearningRateControl(SpikeBackoff(Percentile(50, window=None, warmup_steps=2)), name="spikes"),
-        LearningRateControl(DistanceOverGradients(), name="distance"),
-        LearningRateControl(Polyak(), name="polyak"),
-        ZClip(2.0, warmup_steps=3),
-        AutoClip(),
-        GradientClip(
-            Percentile(60, window=4, warmup_steps=2), scope="layer", rules={"*bias": EMARelative(warmup_steps=2)}
-        ),
-        AdaGC(warmup_steps=2),
-        GradientValueClip(0.5),
-        GradientCentralize(),
-        GradientMonitor(2, histograms=True),
-    ]
+    """Of each one; the burst is a spike to SpikeGuard."""
+    return callbacks_with_state.every(2, ZScore(4.0, warmup_steps=3))
 
 
 def run(callbacks: list[Any], steps: int = END, gains: dict[int, float] | None = None, **kwargs: Any) -> Any:
@@ -124,6 +96,7 @@ def state_of(trainer: Any, name: str) -> dict[str, Any]:
 
 
 PART = ("optimizers", "0", "parts", 0)
+LADDER, SIGNALS = ("optimizers", "0", "ladder"), ("optimizers", "0", "signals")
 COUNT = "how often it reduced gradients"
 TAB = "what the Gradients tab remembers"
 REPORT = "what the report knows of the run"
@@ -172,7 +145,7 @@ LOST: list[tuple[tuple[Any, ...], Any, str, str]] = [
     (
         ("AutoClip", *PART, "state", "steps"),
         torch.tensor(2**40),
-        "`optimizers.0.parts.0.state` contradicts itself: 8 values of 1099511627776 steps in 1024 places",
+        "`optimizers.0.parts.0.state` contradicts itself: 7 values of 1099511627776 steps in 1024 places",
         "what Percentile(window=None) has learnt",
     ),
     (
@@ -214,6 +187,28 @@ LOST: list[tuple[tuple[Any, ...], Any, str, str]] = [
     ),
     (("NonFiniteGuard", "optimizers", "0", "total"), -1, "must be a whole number >= 0, got -1", "the incidents so far"),
     (("NonFiniteGuard", "optimizers", "0", "last"), ["a"] * 6, "at most 5 entries, got 6", "the incidents so far"),
+    (("SpikeGuard", *LADDER, "held"), 3, "`optimizers.0.ladder.held` must be a list, got 3", "what it knew of spikes"),
+    (("SpikeGuard", *LADDER, "spikes"), REMOVED, "`optimizers.0.ladder.spikes` is missing", "what it knew of spikes"),
+    (("SpikeGuard", *LADDER, "on_trial"), 1, "`optimizers.0.ladder.on_trial` must be True or False", "what it knew"),
+    (
+        ("SpikeGuard", *LADDER, "held", 0, 0),
+        math.nan,
+        "`optimizers.0.ladder.held.0.0` must be a finite number, got nan",
+        "what it knew of spikes",
+    ),
+    (("SpikeGuard", *SIGNALS, "levels"), [1.0], "`optimizers.0.signals.levels` must have 2 entries", "what it knew"),
+    (
+        ("SpikeGuard", *SIGNALS, "policy", "state", "mean"),
+        torch.zeros(3),
+        "`optimizers.0.signals.policy.state.mean` must be a tensor of numbers, shape (2,)",
+        "what ",
+    ),
+    (
+        ("GradientMonitor", "report", "0", "incidents", 0, 2),
+        None,
+        "`report.0.incidents.0.2` must be a text, got None",
+        REPORT,
+    ),
     (("GradientMonitor", "dashboard", "0", "since"), [True], "`dashboard.0.since` must have 6 entries, got 1", TAB),
     (("GradientMonitor", "dashboard", "0", "totals", "rows"), 3, "`dashboard.0.happenings.row` are not the same", TAB),
     (
@@ -248,7 +243,9 @@ def test_one_warning_names_the_callback_the_key_and_what_is_lost(intact, said, p
 def test_an_intact_state_says_nothing(intact, said):
     trainer, _ = resumed(intact, (), intact["callbacks"])
     assert not [line for line in said() if "afresh" in line or "damaged" in line]
-    assert state_of(trainer, "ZClip")["optimizers"]["0"]["parts"][0]["state"]["seen"] == END - 1
+    assert state_of(trainer, "ZClip")["optimizers"]["0"]["parts"][0]["state"]["seen"] == END - len(
+        GAINS
+    )  # neither the NaN nor the spike
 
 
 def test_a_callback_that_is_new_in_the_run_says_nothing(intact, said):
@@ -267,7 +264,7 @@ def test_what_fits_is_kept(intact, said):
     book = state_of(trainer, "GradientClip")["optimizers"]["0"]
     fresh, kept = (part["state"]["seen"].tolist() for part in book["parts"])
     assert fresh == [END - STOP] * len(fresh)
-    assert kept == [END - 1] * len(kept)
+    assert kept == [END - len(GAINS)] * len(kept)
     assert book["count"]["steps"] == END
     assert len(damage(said())) == 1
 

@@ -12,6 +12,7 @@ import torch
 from helpers.tiny_modules import same_bits
 
 SCENES = ["loss", "input", "gradient", "accumulated", "scaler", "fused"]
+DETACHED = ["detached", "detached, SpikeGuard"]
 SKIPPED = {"accumulated": [2, 3, 6, 7]}  # batches: the first of a window of two never steps
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reaso
 def played(tmp_path_factory):
     """All scenes in one script, so that torch is loaded once; its folder, and its lines by scene."""
     folder = tmp_path_factory.mktemp("ranks")
-    scenes = [*SCENES, "limit", "forward", "backward"]
+    scenes = [*SCENES, "limit", "forward", "backward", *DETACHED]
     for scene in scenes:
         (folder / scene).mkdir()
     command = [sys.executable, "-m", "two_processes.guard", *scenes]
@@ -38,7 +39,7 @@ def played(tmp_path_factory):
     lines, scene = {}, ""
     for line in output.splitlines():
         if line.startswith("SCENE "):
-            scene = line.split()[1]
+            scene = line.removeprefix("SCENE ")
         elif line.startswith(("SAID ", "RAISED ")):
             lines.setdefault(scene, []).append(line)
     return folder, lines
@@ -113,3 +114,16 @@ def test_the_operation_of_the_bad_rank_is_named(played, scene, words):
     zero, one = ends(folder, scene)
     for part in ("moved", "weights", "optimizer"):
         same_bits(zero[part], one[part])
+
+
+@pytest.mark.parametrize("scene", DETACHED)
+def test_a_lost_loss_of_one_rank_is_told_once_and_every_step_is_taken(played, scene):
+    """By the rank that has it; where SpikeGuard brings the mean over the ranks, by rank zero."""
+    folder, lines = played
+    (line,) = lines[scene]
+    assert "step 3 (epoch 0, batch 3): the loss is nan" in line
+    assert ("on rank 1, and the gradient is finite" in line) == (scene == "detached")
+    zero, one = ends(folder, scene)
+    assert all(zero["moved"])
+    assert zero["guard"]["total"] == 0
+    same_bits(zero["weights"], one["weights"])

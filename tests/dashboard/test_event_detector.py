@@ -8,12 +8,14 @@ from itertools import pairwise
 
 import pytest
 import torch
+from helpers.tiny_modules import same_bits
 
 from lightning_calib.dashboard.event_detector import EventDetector
 from lightning_calib.dashboard.layer_baseline import DEAD_ROWS, LayerBaseline, aligned
 from lightning_calib.dashboard.records import Logged
 from lightning_calib.report.detect import Jumps, Spikes
 from lightning_calib.report.events import Pause
+from lightning_calib.steps.step_record import GuardEvent
 from lightning_calib.tensorboard.contract import ABSENT, EVENT_KINDS, GLOBAL_NAMES, STATISTICS
 
 NAMES = ("a.weight", "a.bias", "b.weight")
@@ -100,9 +102,9 @@ def test_a_norm_that_is_not_finite_names_the_deepest_tensor_and_the_span():
 
 
 def test_what_the_guard_knows_comes_first_and_the_rest_is_counted():
-    incident = (14, "b.weight", "step 14: the gradient is not finite in 1 of 3 tensors.")
+    incident = GuardEvent(14, "b.weight", "step 14: the gradient is not finite in 1 of 3 tensors.")
     found = told([logged(9), logged(19, nonfinite_total=1.0, incidents=(incident,))])
-    assert [(event.step, event.layer, event.text) for event in found] == [incident]
+    assert [(event.step, event.layer, event.text, event.kind) for event in found] == [incident]
     found = told([logged(9), logged(19, peak=(1.0, 1.0, math.nan), nonfinite_total=9.0, incidents=(incident,))])
     assert [event.step for event in found] == [14]  # one of a kind is enough for a row
     found = told([logged(9), logged(19, nonfinite_total=0.0)])
@@ -115,6 +117,48 @@ def test_a_skipped_step_is_told_by_what_it_means(scale, part):
     assert event.kind == "skip"
     assert part in event.text
     assert event.text.startswith("1 step at step 5 was not taken.")
+
+
+# Spikes and rewinds that a guard has told
+
+
+def guarded(step, kind, text="what the console said"):
+    return GuardEvent(step, "", text, kind)
+
+
+def test_a_spike_that_the_guard_has_dropped_is_told_at_its_step_in_its_words_and_once():
+    usual = [logged(10 * i, peak=(v, v, v)) for i, v in enumerate(noise(30, 0.1))]
+    dropped = logged(300, peak=(99.0,) * 3, incidents=(guarded(294, "spike"), guarded(295, "spike", "once more")))
+    (event,) = told([*usual, dropped])
+    assert event == (294, "spike", "what the console said", None, None)
+    (alone,) = told([*usual, logged(300, peak=(99.0,) * 3)])
+    assert "ZClip() or AutoClip() take it" in alone.text
+    later = [logged(310 + 10 * i, incidents=(guarded(309 + 10 * i, "spike"),)) for i in range(5)]
+    assert told([*usual, dropped, *later])[1].text.endswith("said 5 more of the kind since the last one listed.")
+
+
+def test_what_becomes_of_a_rewind_is_told_in_the_same_row_and_the_next():
+    rows = [logged(i) for i in range(10)]
+    rows += [logged(10, incidents=(guarded(9, "rewind", "a"), guarded(10, "rewind", "b")))]
+    rows += [logged(11, incidents=(guarded(11, "rewind", "c"),))]
+    assert [(event.step, event.text) for event in told(rows)] == [(9, "a"), (10, "b"), (11, "c")]
+
+
+def test_rewinds_without_end_become_rarer_too():
+    events = told([logged(i, incidents=(guarded(i, "rewind"),)) for i in range(2000)])
+    assert [event.step for event in events[:21]] == [*range(20), 21]
+    assert len(events) < 200
+
+
+def test_a_memory_from_before_there_were_rewinds_goes_on():
+    _, first = follow([logged(i) for i in range(5)], EventDetector(NAMES))
+    saved = first.saved()
+    del saved["pauses"]["rewind"]
+    second = EventDetector(NAMES)
+    second.restore(saved, NAMES)
+    same_bits(second.saved(), first.saved())
+    (event,) = follow([logged(6, incidents=(guarded(6, "rewind"),))], second)[0]
+    assert event.kind == "rewind"
 
 
 # Dead
@@ -226,7 +270,9 @@ def test_what_was_kept_quiet_is_counted_in_the_next_one():
 
 def test_events_are_of_the_kinds_of_the_contract():
     sick = [logged(i, peak=(1.0, 0.0, 1.0)) for i in range(30)]
-    sick += [logged(30, peak=(99.0, math.nan, 1.0), nonfinite_total=1.0, skipped_total=1.0, lr=1.0, grad_norm_max=99.0)]
+    totals = {"nonfinite_total": 1.0, "skipped_total": 1.0, "lr": 1.0, "grad_norm_max": 99.0}
+    back = (GuardEvent(30, "", "older weights are put back", "rewind"),)
+    sick += [logged(30, peak=(99.0, math.nan, 1.0), incidents=back, **totals)]
     kinds = {event.kind for event in told(sick)}
     assert kinds == set(EVENT_KINDS) - {"summary"}
 
@@ -240,6 +286,8 @@ def test_a_saved_memory_tells_what_the_other_tells():
     for i, value in enumerate(values):
         spike = 60.0 if i in (40, 90, 91, 150) else 1.0
         totals = {"skipped_total": float(i // 30), "nonfinite_total": float(i // 50), "lr": 0.1 ** (1 + i // 70)}
+        found = {40: [("", "told", "spike")], 90: [("", "back", "rewind"), ("", "stands", "rewind")]}.get(i, [])
+        totals["incidents"] = tuple(GuardEvent(10 * i, *one) for one in found)
         rows.append(logged(10 * i, peak=(spike * value, 0.0 if i > 60 else 1.0, ABSENT), **totals))
     wanted = told(rows)
     assert {event.kind for event in wanted} == set(EVENT_KINDS) - {"summary"}

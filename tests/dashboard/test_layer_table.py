@@ -15,7 +15,7 @@ from lightning_calib.dashboard.layer_table import LayerTable, Masks, TabMemory, 
 from lightning_calib.dashboard.record_stream import RecordStream
 from lightning_calib.functional.saved_state import DamagedStateError
 from lightning_calib.steps.gradient_view import GradientView
-from lightning_calib.steps.step_record import StepRecord
+from lightning_calib.steps.step_record import GuardEvent, StepRecord
 from lightning_calib.steps.weight_update import WeightUpdate
 from lightning_calib.tensorboard.contract import ABSENT
 
@@ -69,13 +69,13 @@ def test_the_largest_norm_of_each_tensor_is_kept_and_whether_it_had_a_gradient(m
 
 def test_the_last_twenty_incidents_are_kept(memory):
     for step in range(25):
-        memory = memory.add_incident((step, "0.weight", "bad"))
+        memory = memory.add_incident(GuardEvent(step, "0.weight", "bad"))
     assert [step for step, *_ in memory.incidents] == [*range(5, 25)]
 
 
 def test_what_was_saved_comes_back_to_the_bit(view, memory):
     assert TabMemory.restored(rows_of(view), view.plan, memory.saved(), "tab").peak is None
-    full = memory.add(torch.tensor([1.0, 0.0, 3.0, math.nan]), ALL).add_incident((3, "0.weight", "bad"))
+    full = memory.add(torch.tensor([1.0, 0.0, 3.0, math.nan]), ALL).add_incident(GuardEvent(3, "0.weight", "bad"))
     saved = full.saved()
     torch.save(saved, "tab.pt")
     found = TabMemory.restored(rows_of(view), view.plan, torch.load("tab.pt", weights_only=True), "tab")
@@ -101,6 +101,8 @@ def test_of_other_rows_what_has_a_name_is_taken_up(view, memory):
         ("since", [True], "`tab.since` must have 4 entries, got 1"),
         ("since", [1, 1, 1, 1], "`tab.since.0` must be True or False"),
         ("incidents", [[-1, "a", "b"]], "`tab.incidents.0.0` must be a whole number >= 0"),
+        ("incidents", [[1, "a", "b", "dead"]], "`tab.incidents` must be of nonfinite, spike, rewind, got 'dead'"),
+        ("incidents", [[1, "a"]], "`tab.incidents.0` must have 4 entries, got 2"),
         ("incidents", None, "`tab.incidents` must be a list"),
     ],
 )

@@ -15,6 +15,7 @@ from helpers.tiny_modules import same_bits
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_calib.dashboard.event_file import RecordWriter
+from lightning_calib.steps.step_record import GuardEvent
 from lightning_calib.tensorboard.contract import ABSENT
 
 NORM = math.sqrt(ELEMENTS)
@@ -26,7 +27,7 @@ class Notes(Clip):
     def _inspect(self, view, record):
         if bool(record.norm_before.isfinite()):
             return record
-        return record._replace(incident=(self.step, "0.weight", "it is not finite"))
+        return record._replace(incident=GuardEvent(self.step, "0.weight", "it is not finite"))
 
     step = 0
 

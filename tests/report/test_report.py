@@ -15,7 +15,7 @@ from lightning_calib.report.evidence import EVIDENCE
 from lightning_calib.report.run import Clipper, Counts, Facts, Run, Scalars
 
 ROOT = Path(lightning_calib.__file__).parent.parent
-KEYS = {"schema", "verdict", "suggestion", "findings", "optimizers", "clippers", "layers", "shadow"}
+KEYS = {"schema", "verdict", "suggestion", "findings", "optimizers", "clippers", "layers", "bad_steps", "shadow"}
 
 
 def faulty():

@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.multiprocessing import ProcessRaisedException
 
-from lightning_calib import NonFiniteGuard, ZClip
+from lightning_calib import NonFiniteGuard, SpikeGuard, ZClip
 
 BAD = (3, 6)
 
@@ -47,6 +47,8 @@ class Ranked(Micro):
         if bad and rank == 1 and self.how == "gradient":  # the loss stays finite
             out.register_hook(lambda grad: grad * math.nan)
         loss = nn.functional.mse_loss(out, y)
+        if bad and rank == 1 and self.how == "detached":
+            return loss + math.nan
         return loss * math.nan if bad and rank == 1 and self.how == "loss" else loss
 
 
@@ -70,6 +72,8 @@ SCENES = {
     "limit": ("loss", ADAM, {}),
     "forward": ("forward", ADAM, {}),
     "backward": ("backward", ADAM, {"accumulate_grad_batches": 2}),
+    "detached": ("detached", ADAM, {}),
+    "detached, SpikeGuard": ("detached", ADAM, {}),
 }
 
 
@@ -85,6 +89,7 @@ def play(scene: str) -> None:
         parts["plugins"] = scaled(2.0**6)
     strategy = DDPStrategy(start_method="fork", process_group_backend="gloo", find_unused_parameters=False)
     company = [watch, guard, ZClip(warmup_steps=2), Leave(scene, watch, guard)]
+    company += [SpikeGuard()] if "SpikeGuard" in scene else []
     try:
         fit(module, company, -1, max_epochs=1, strategy=strategy, devices=2, use_distributed_sampler=False, **parts)
     except ProcessRaisedException as error:

@@ -35,7 +35,7 @@ def detect(seen: Measured) -> list[Finding]:
     """A finding where training blew up."""
     row = first_bad_row(seen)
     counts = seen.run.counts
-    survived = counts.skipped >= counts.nonfinite and bool(np.isfinite(seen.loss.last))  # a guard dropped every one
+    survived = counts.all_bad_skipped and bool(np.isfinite(seen.loss.last))  # a guard dropped every one
     found = _grew(seen, row) if row is not None and not survived else None
     found = found or _lost(seen)
     if found is None:

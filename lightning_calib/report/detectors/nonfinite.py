@@ -1,20 +1,25 @@
 """Gradients that were inf or nan.
 
-Looks at: the count of such steps (a GradScaler's overflows are not among them), the rows of layers for the tensors, the
-loss. Speaks: from the first one; one nan that reaches the weights ends a run, so there is no rate that is harmless.
-Act; look where every one was skipped, because then the weights never saw it.
+Looks at: the count of such steps (a GradScaler's overflows are not among them), the steps and tensors that a guard has
+told, else the rows of layers for the tensors, the loss. Speaks: from the first one; one nan that reaches the weights
+ends a run, so there is no rate that is harmless. Act; look where every one was skipped, because then the weights never
+saw it.
 
 Not to be confused with a run that diverged (the loss or the norm grew first: see `diverged`), nor with the overflows
 with which a GradScaler finds its scale (`loss-scale`).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from lightning_calib.report.bad_step import BadStep
 from lightning_calib.report.finding import Finding
 from lightning_calib.report.measured import Measured
 from lightning_calib.report.wording import count
 
 CODES = ("nonfinite",)
+_FEW = 5  # steps that a sentence lists
 
 
 def first_bad_row(seen: Measured) -> int | None:
@@ -38,23 +43,44 @@ def bad_layers(seen: Measured) -> tuple[tuple[str, ...], int]:
     return tuple(reversed(names[-8:])), len(names)
 
 
+def told_by_guard(seen: Measured) -> tuple[BadStep, ...]:
+    """The steps of which a guard has told; none where it has come after the first."""
+    told = tuple(one for one in seen.run.bad_steps if one.kind == "nonfinite")
+    row, steps = first_bad_row(seen), seen.run.scalars.step
+    return told if told and (row is None or told[0].step <= steps[row]) else ()
+
+
+def _at(steps: Sequence[int], count: int) -> str:
+    """All of them, where they are few and known; else the first."""
+    if len(steps) < count or count > _FEW:
+        return f", the first at step {steps[0]:,}"
+    *others, last = (f"{step:,}" for step in steps)
+    return f", at steps {', '.join(others)} and {last}" if others else f", at step {last}"
+
+
 def detect(seen: Measured) -> list[Finding]:
     """A finding where a gradient was not finite."""
     counts = seen.run.counts
     if not counts.nonfinite:
         return []
-    skipped = counts.skipped >= counts.nonfinite
+    skipped = counts.all_bad_skipped
     layers, tensors = bad_layers(seen)
-    row = first_bad_row(seen)
+    row, told = first_bad_row(seen), told_by_guard(seen)
     steps = seen.steps_of(row, -1) if row is not None else None
     many = count(counts.nonfinite, "step")
     sentence = f"{many} of {counts.steps:,} had a gradient that was inf or nan"
-    if row is not None and steps is not None:
+    if told:
+        sentence += _at([one.step for one in told], counts.nonfinite)
+        steps = told[0].step, max(told[-1].step, steps[1] if steps else 0)
+    elif row is not None and steps is not None:
         before = int(seen.run.scalars.step[row - 1]) if row else 0
         sentence += f", the first at step {steps[0]:,}" if steps[0] - before <= 1 else ""
         sentence += f", the first between steps {before:,} and {steps[0]:,}" if steps[0] - before > 1 else ""
     if tensors and seen.run.layers is not None:
         sentence += f", in {tensors:,} of {count(len(seen.run.layers.names), 'tensor')}, deepest listed `{layers[0]}`"
+    elif told and told[0].layer:
+        sentence += f", deepest listed tensor `{told[0].layer}`"
+        layers = tuple(dict.fromkeys(one.layer for one in told if one.layer))[:8]
     every = "it was" if counts.nonfinite == 1 else "every one was"
     sentence += f"; {every} skipped, so that the weights never saw it." if skipped else "."
     advice = (

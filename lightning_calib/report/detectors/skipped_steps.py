@@ -4,7 +4,8 @@ Looks at: the count of skipped steps that were no inf or nan (those are `nonfini
 works: it begins at 2^16, halves on each overflow and doubles every 2,000 steps, so that 16 at the start and one or two
 every 2,000 steps are usual. Speaks beyond that, or where the scale has fallen below 1 (the loss itself overflows).
 Without a scaler it speaks where more than one step in a hundred was skipped, more than three in all: a rule that skips
-outliers at 4 deviations fires on fewer than 6 in 10,000 healthy steps.
+outliers at 4 deviations fires on fewer than 6 in 10,000 healthy steps. What SpikeGuard has dropped is told as that, and
+is no overflow; it is also told where it has rewound, because then the weights were ruined.
 
 Not to be confused with `loss-scale` (the usual number), or with micro-batches of accumulation (no steps).
 """
@@ -25,7 +26,30 @@ _FEW = 3
 def detect(seen: Measured) -> list[Finding]:
     """A finding for many, a note for a scaler's few."""
     counts = seen.run.counts
-    skipped = counts.skipped - min(counts.skipped, counts.nonfinite)
+    spikes = min(counts.spikes, counts.skipped)
+    skipped = max(0, counts.skipped - spikes - counts.nonfinite)
+    return [*_spikes(seen, spikes), *_others(seen, skipped)]
+
+
+def _spikes(seen: Measured, spikes: int) -> list[Finding]:
+    """What SpikeGuard has done."""
+    counts = seen.run.counts
+    if not counts.rewound and (spikes <= _FEW or spikes <= _SHARE * counts.steps):
+        return []
+    told = [one.step for one in seen.run.bad_steps if one.kind in ("spike", "rewind")]
+    first = f", the first at step {told[0]:,}" if told else ""
+    sentence = f"SpikeGuard dropped {count(spikes, 'step')} of {counts.steps:,}{first}"
+    if counts.rewound:
+        sentence += f", and a rewind undid {counts.rewound:,} that had been taken"
+    advice = "Look at those batches; if the weights were ruined (a rewind), lower the learning rate where it happened."
+    evidence = {"skipped": float(spikes), "rewound": float(counts.rewound), "steps": float(counts.steps)}
+    steps = (told[0], told[-1]) if told else None
+    return [Finding("skipped-steps", "look", f"{sentence}.", advice, evidence, steps=steps)]
+
+
+def _others(seen: Measured, skipped: int) -> list[Finding]:
+    """What a GradScaler has skipped, or somebody else."""
+    counts = seen.run.counts
     scales = finite(seen.run.scalars.loss_scale)
     if not skipped:
         return []

@@ -23,7 +23,7 @@ from lightning_calib.report.finding import Finding
 from lightning_calib.report.loss_course import deviation
 from lightning_calib.report.measured import Measured
 from lightning_calib.report.run import Floats
-from lightning_calib.report.wording import decimal, listed
+from lightning_calib.report.wording import count, decimal, listed
 from lightning_calib.report.wording import times as times_of
 
 CODES = ("spike",)
@@ -113,11 +113,16 @@ def _finding(seen: Measured, times: float, row: int, usual: float, norm: float, 
         )
     more = f"; {number - 1:,} more like it" if number > 1 else ""
     sentence = f"The gradient norm reached {norm:.3g} {when}, {times_of(times)} times the usual{named}{followed}{more}."
+    counts = seen.run.counts
+    if counts.spikes:
+        sentence = f"{sentence[:-1]}; SpikeGuard dropped {count(counts.spikes, 'step')} of the run as spikes."
     value = decimal(float(seen.high)) if np.isfinite(seen.high) else decimal(usual * 3)
     advice = (
         f"One such batch is noise, and `ZClip()` or `GradientClip({value})` takes it; look at the batch, and if the "
         "loss does not come back, lower the learning rate."
     )
+    if counts.spikes:
+        advice = "Look at the batches that SpikeGuard dropped; if the loss does not come back, lower the learning rate."
     evidence = {"times": times, "norm": norm, "loss_highest": high, "suggested_max_norm": seen.high}
     return Finding("spike", "look", sentence, advice, evidence, layers=layers, steps=(since, step))
 

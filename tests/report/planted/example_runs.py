@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -69,16 +70,18 @@ class TwoProcesses(Case):
 
     def run(self, seed: int = 0, recorder_of: Callable[[int], Any] = PlainRecorder) -> list[Run]:
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-W", "ignore", "-m", "report.planted.example_runs", folder]
+            kind = type(recorder_of(self.rows))
+            command = [sys.executable, "-W", "ignore", "-m", "report.planted.example_runs"]
+            command += [folder, kind.__module__, kind.__name__]
             paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
             subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, timeout=300)
             return pickle.loads(Path(folder, "runs.pkl").read_bytes())
 
 
-def main(folder: str) -> None:
+def main(folder: str, module: str, kind: str) -> None:
     """What `TwoProcesses` starts, and Lightning once more."""
-    recorder = PlainRecorder(5)
+    recorder = getattr(import_module(module), kind)(5)
     arguments = ["--fast", "--accelerator", "cpu", "--devices", "2", "--log-dir", folder]
     with recorded(recorder):
         example("distributed").main(arguments)
@@ -99,4 +102,4 @@ CASES = [
 ]
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
