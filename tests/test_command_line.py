@@ -18,7 +18,8 @@ from helpers.tiny_modules import Tiny
 from torch import nn
 
 from lightning_calib import GradientClip, refine_schedule
-from lightning_calib.cli import Progress, main
+from lightning_calib.cli import main
+from lightning_calib.commands.runs import Progress
 from lightning_calib.doctor import Health, bad_combinations, examine, release
 
 PAGE = Path(__file__).parent.parent / "docs" / "command-line.md"
@@ -141,7 +142,7 @@ def test_the_keys_of_json_stay(capsys) -> None:
     found = json.loads(told(capsys, "report", "healthy", "--format", "json")[1])
     assert (set(found), found["schema"]) == ({"schema", "runs"}, 1)
     assert set(found["runs"][0]) == {
-        *("schema", "verdict", "suggestion", "findings", "optimizers", "clippers", "layers", "shadow"),
+        *("schema", "verdict", "next", "suggestion", "findings", "optimizers", "clippers", "layers", "shadow"),
         *("run", "problems"),
     }
     found = json.loads(told(capsys, "check", "healthy", "--format", "json")[1])

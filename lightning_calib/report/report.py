@@ -10,6 +10,7 @@ from lightning_calib.report.finding import Finding
 from lightning_calib.report.measured import Measured, measure_all
 from lightning_calib.report.numbers import clippers, layers, optimizers, plain
 from lightning_calib.report.run import Run
+from lightning_calib.report.suggestion import Suggestion, suggest
 from lightning_calib.report.verdict import rest, verdict
 from lightning_calib.report.wording import quoted
 
@@ -28,7 +29,8 @@ class Report:
         findings: Tuple of `Finding`, most important first; causes stand before what they cause, notes last.
         verdict: The first finding's sentence; where no finding is above a note, a sentence that begins "Nothing is
             wrong".
-        suggestion: What to change next: the first finding's advice; empty where nothing has to be done.
+        suggestion: Tuple of `Suggestion`, one for each optimizer: which clip value, with its reason.
+        next: What to change next: the first finding's advice; empty where nothing has to be done.
 
     Raises:
         TypeError: If ``runs`` is not a sequence of `Run`.
@@ -45,7 +47,8 @@ class Report:
     shadow: tuple[Any, ...] = field(default=(), repr=False)
     findings: tuple[Finding, ...] = field(init=False)
     verdict: str = field(init=False)
-    suggestion: str = field(init=False)
+    suggestion: tuple[Suggestion, ...] = field(init=False, repr=False)
+    next: str = field(init=False)
     _more: tuple[str, ...] = field(init=False, repr=False)
     _measured: tuple[Measured, ...] = field(init=False, repr=False)
 
@@ -62,7 +65,8 @@ class Report:
             "shadow": tuple(self.shadow),
             "findings": findings,
             "verdict": verdict(measured, findings),
-            "suggestion": first.advice if first else "",
+            "suggestion": suggest(measured, findings),
+            "next": first.advice if first else "",
             "_more": tuple(rest(measured, findings)),
             "_measured": measured,
         }.items():
@@ -76,14 +80,16 @@ class Report:
         """Everything, of builtins that JSON knows: a number that is not known, or was inf or nan, is None.
 
         Returns:
-            ``schema`` (1; a key that is removed or changes its meaning counts it up), ``verdict``, ``suggestion``,
-            ``findings`` (the fields of `Finding`, and ``link``), ``optimizers``, ``clippers`` (``name``, ``clip_rate``,
-            ``kind``, ``optimizer``, ``max_norm``), ``layers`` (one entry for each tensor), ``shadow``.
+            ``schema`` (1; a key that is removed or changes its meaning counts it up), ``verdict``, ``next``,
+            ``suggestion`` (the fields of `Suggestion`), ``findings`` (the fields of `Finding`, and ``link``),
+            ``optimizers``, ``clippers`` (``name``, ``clip_rate``, ``kind``, ``optimizer``, ``max_norm``), ``layers``
+            (one entry for each tensor), ``shadow``.
         """
         return {
             "schema": SCHEMA,
             "verdict": self.verdict,
-            "suggestion": self.suggestion,
+            "next": self.next,
+            "suggestion": [plain(one._asdict()) for one in self.suggestion],
             "findings": [plain(one._asdict() | {"link": link(one.code)}) for one in self.findings],
             "optimizers": [optimizers(one) for one in self._measured],
             "clippers": [row for one in self._measured for row in clippers(one)],

@@ -15,7 +15,7 @@ from lightning_calib.report.evidence import EVIDENCE
 from lightning_calib.report.run import Clipper, Counts, Facts, Run, Scalars
 
 ROOT = Path(lightning_calib.__file__).parent.parent
-KEYS = {"schema", "verdict", "suggestion", "findings", "optimizers", "clippers", "layers", "shadow"}
+KEYS = {"schema", "verdict", "next", "suggestion", "findings", "optimizers", "clippers", "layers", "shadow"}
 
 
 def faulty():
@@ -34,14 +34,14 @@ def test_the_verdict_is_the_first_findings_sentence_word_for_word():
     report = Report([faulty()])
     assert [one.severity for one in report.findings] == ["act", "look", "note"]
     assert report.verdict == report.findings[0].sentence
-    assert report.suggestion == report.findings[0].advice
+    assert report.next == report.findings[0].advice
 
 
 def test_in_health_it_says_so_with_two_numbers():
     report = Report([healthy()])
     assert report.verdict.startswith("Nothing is wrong: the loss fell from 2.4 to 0.3")
     assert "a step changes the weights by 0.0994 %" in report.verdict
-    assert report.suggestion == ""
+    assert report.next == ""
 
 
 def test_a_note_is_not_wrong_and_is_told_behind():
