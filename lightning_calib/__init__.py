@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from lightning_calib.policies import ZScore as ZScore
     from lightning_calib.report import Finding as Finding
     from lightning_calib.report import Report as Report
+    from lightning_calib.report import ShadowResult as ShadowResult
     from lightning_calib.report.incident import NonFiniteGradientError as NonFiniteGradientError
     from lightning_calib.report.spike import SpikeError as SpikeError
     from lightning_calib.schedules import DistanceOverGradients as DistanceOverGradients
@@ -52,7 +53,7 @@ _HOMES = {
         "LearningRateControl NonFiniteGuard PreciseBatchNorm SpikeGuard ZClip"
     ),
     "functional": "Observation Policy SegmentReport",
-    "report": "Finding Report",
+    "report": "Finding Report ShadowResult",
     "report.incident": "NonFiniteGradientError",
     "report.spike": "SpikeError",
     "tensorboard.read_events": "read_events",

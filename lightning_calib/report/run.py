@@ -4,6 +4,7 @@ They come from a fit in memory or from event files; what a source does not know 
 means "not known", and inf "was inf or nan"**; arrays of R rows have one entry per logged row.
 """
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -207,6 +208,25 @@ class Layers(NamedTuple):
     update: Floats
 
 
+class ShadowRows(NamedTuple):
+    """Rows of S shadows: policies that were judged on every step and never applied.
+
+    Attributes:
+        names: What the user calls them, S.
+        policies: The policy of each, as a constructor's call, S.
+        scopes: What makes a segment, S.
+        step: (R,).
+        values: Each of shape (R, S), by the names of `ShadowResult`; ``clip_fraction`` is the share of the steps since
+            the row before, all others are since the shadows began.
+    """
+
+    names: tuple[str, ...]
+    policies: tuple[str, ...]
+    scopes: tuple[str, ...]
+    step: NDArray[np.int64]
+    values: Mapping[str, Floats]
+
+
 class Run(NamedTuple):
     """Everything that is known of one optimizer's run.
 
@@ -217,6 +237,7 @@ class Run(NamedTuple):
         layers: Rows of layers; None where none were kept.
         clippers: Who reduced the gradient how often.
         norms: Of all steps; None where only those of rows are known, or none was usable.
+        shadows: What policies would have done; None where none was judged.
     """
 
     facts: Facts
@@ -225,3 +246,4 @@ class Run(NamedTuple):
     layers: Layers | None = None
     clippers: tuple[Clipper, ...] = ()
     norms: Norms | None = None
+    shadows: ShadowRows | None = None

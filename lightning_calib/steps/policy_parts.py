@@ -8,10 +8,10 @@ from torch import Tensor
 
 from lightning_calib.functional.contract import check_policy
 from lightning_calib.functional.judge import Policy, SegmentReport, State, fresh_state, judge, observe
+from lightning_calib.functional.norms import Reading
 from lightning_calib.functional.saved_state import check_kind, entry
 from lightning_calib.functional.segment_names import segment_names
 from lightning_calib.functional.segments import Segments
-from lightning_calib.steps.gradient_view import GradientView
 from lightning_calib.steps.saved_state import Losses, pack, unpack
 
 
@@ -25,9 +25,9 @@ class Part:
         self.state: State = fresh_state(policy, segments)
         self.report: SegmentReport | None = None
 
-    def judge(self, view: GradientView, norm_type: float, *, clip: bool) -> SegmentReport:
+    def judge(self, reading: Reading, *, clip: bool) -> SegmentReport:
         """Judge this step's norms; the state moves on."""
-        observation = observe(self.segments, view.reading(norm_type), weights=self.policy.needs_weights)
+        observation = observe(self.segments, reading, weights=self.policy.needs_weights)
         self.report, self.state = judge(self.policy, observation, self.state, self.names, clip=clip)
         return self.report
 

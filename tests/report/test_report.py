@@ -9,7 +9,7 @@ import pytest
 from helpers.made_runs import clipped, column, grads, healthy
 
 import lightning_calib
-from lightning_calib import Finding, Report
+from lightning_calib import Finding, Report, ShadowResult
 from lightning_calib.report.codes import CODES, EXPLAINS
 from lightning_calib.report.evidence import EVIDENCE
 from lightning_calib.report.run import Clipper, Counts, Facts, Run, Scalars
@@ -95,8 +95,8 @@ def test_the_dictionary_survives_json_and_has_the_documented_keys():
 
 
 def test_what_is_shadowed_is_handed_on():
-    shadow = Finding("frozen", "note", "any record will do")
-    assert Report([healthy()], shadow=(shadow,)).as_dict()["shadow"][0]["sentence"] == "any record will do"
+    shadow = ShadowResult("ZScore()", "ZScore(z_max=2.5)", 0.04)
+    assert Report([healthy()], shadow=(shadow,)).as_dict()["shadow"][0]["clip_rate"] == 0.04
 
 
 # ---------------------------------------------------------------- the other forms
