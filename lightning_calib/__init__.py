@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from lightning_calib.callbacks import PreciseBatchNorm as PreciseBatchNorm
     from lightning_calib.callbacks import SpikeGuard as SpikeGuard
     from lightning_calib.callbacks import ZClip as ZClip
+    from lightning_calib.callbacks.clip_find import clip_find as clip_find
+    from lightning_calib.callbacks.clip_suggestion import ClipSuggestion as ClipSuggestion
     from lightning_calib.functional import Observation as Observation
     from lightning_calib.functional import Policy as Policy
     from lightning_calib.functional import SegmentReport as SegmentReport
@@ -52,6 +54,8 @@ _HOMES = {
         "AGC AdaGC AutoClip GradientCentralize GradientClip GradientMonitor GradientNormalize GradientValueClip "
         "LearningRateControl NonFiniteGuard PreciseBatchNorm SpikeGuard ZClip"
     ),
+    "callbacks.clip_find": "clip_find",
+    "callbacks.clip_suggestion": "ClipSuggestion",
     "functional": "Observation Policy SegmentReport",
     "report": "Finding Report ShadowResult",
     "report.incident": "NonFiniteGradientError",

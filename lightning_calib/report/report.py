@@ -85,17 +85,10 @@ class Report:
         """Everything, of builtins that JSON knows: a number that is not known, or was inf or nan, is None.
 
         Returns:
-<<<<<<< HEAD
             ``schema`` (1; a key that is removed or changes its meaning counts it up), ``verdict``, ``next``,
             ``suggestion`` (the fields of `Suggestion`), ``findings`` (the fields of `Finding`, and ``link``),
             ``optimizers``, ``clippers`` (``name``, ``clip_rate``, ``kind``, ``optimizer``, ``max_norm``), ``layers``
-            (one entry for each tensor), ``shadow``.
-=======
-            ``schema`` (1; a key that is removed or changes its meaning counts it up), ``verdict``, ``suggestion``,
-            ``findings`` (the fields of `Finding`, and ``link``), ``optimizers``, ``clippers`` (``name``, ``clip_rate``,
-            ``kind``, ``optimizer``, ``max_norm``), ``layers`` (one entry for each tensor), ``shadow`` (the fields of
-            `ShadowResult`).
-from lightning_calib.report.suggestion import Suggestion, suggest
+            (one entry for each tensor), ``shadow`` (the fields of `ShadowResult`).
         """
         return {
             "schema": SCHEMA,

@@ -20,6 +20,7 @@ from lightning_calib.report.measured import SCALE_FREE, Measured, finite
 from lightning_calib.report.rules import rules_line
 from lightning_calib.report.wording import count, decimal, percent, times
 
+_BY_LAYER = 'GradientClip(Percentile(95), scope="layer")'
 Answer = Literal["clip", "keep", "none", "unknown"]
 _ENOUGH = 20  # steps; the 95th percentile of fewer is their largest
 _LEAST = 4  # rows, of whose differences a deviation can be told
@@ -44,6 +45,8 @@ class Suggestion(NamedTuple):
         trainer: An argument of the Trainer, such as "gradient_clip_val=0.47"; empty where it has none that does it.
         callback: A callback of ours that does the same, such as "GradientClip(0.47)"; of several optimizers one for
             all; empty where none is needed.
+        policy: What the callback judges this optimizer's gradient by, such as "MaxNorm(0.47)" or "ZScore()"; empty
+            where none is needed.
         optimizer: Its place among the optimizers.
         clip_rate: Share of the steps of the window whose norm was above `value`, in [0, 1]; nan without a value.
         window: Steps of the recent window that it is taken from.
@@ -58,6 +61,7 @@ class Suggestion(NamedTuple):
     reason: str
     trainer: str = ""
     callback: str = ""
+    policy: str = ""
     optimizer: int = 0
     clip_rate: float = float("nan")
     window: int = 0
@@ -96,12 +100,6 @@ def _place(seen: Measured) -> int:
 
 def _of_findings(seen: Measured, found: dict[str, Finding]) -> Suggestion | None:
     """What the findings say of a clip; None where they leave it open."""
-    if seen.run.counts.usable < _ENOUGH or not len(seen.norms):
-        few = count(seen.run.counts.usable, "optimizer step")
-        return Suggestion("unknown", None, f"There were {few} with a norm above zero: {_ENOUGH} are needed.")
-    if len(seen.norms) < _LEAST:
-        few = count(len(seen.norms), "logged row")
-        return Suggestion("unknown", None, f"There were {few} in the last half of the run: {_LEAST} are needed.")
     broken = next((found[code] for code in _BROKEN if code in found and found[code].severity == "act"), None)
     if broken is not None:
         return _clip(seen, broken.evidence.get("suggested_max_norm", float("nan")), _said(broken))
@@ -116,7 +114,7 @@ def _of_findings(seen: Measured, found: dict[str, Finding]) -> Suggestion | None
     if told is not None and "suggested_max_norm" in told.evidence:
         return _clip(seen, told.evidence["suggested_max_norm"], _said(told))
     if told is not None:  # a depth that explodes is clipped by layers
-        return Suggestion("clip", None, _said(told), callback='GradientClip(Percentile(95), scope="layer")')
+        return Suggestion("clip", None, _said(told), callback=_BY_LAYER, policy="Percentile(95)")
     return _always(seen, found["clip-always"]) if "clip-always" in found else None
 
 
@@ -132,6 +130,12 @@ def _always(seen: Measured, found: Finding) -> Suggestion:
 
 def _of_norms(seen: Measured) -> Suggestion:
     """Without a finding: a clip is for outliers, and none is needed without them."""
+    if seen.run.counts.usable < _ENOUGH:
+        few = count(seen.run.counts.usable, "optimizer step")
+        return Suggestion("unknown", None, f"There were {few} with a norm above zero: {_ENOUGH} are needed.")
+    if len(seen.norms) < _LEAST:
+        few = count(len(seen.norms), "logged row")
+        return Suggestion("unknown", None, f"There were {few} in the last half of the run: {_LEAST} are needed.")
     (highest, median), low = _farthest(seen), alike_low(seen)
     names = seen.run.facts.optimizer
     largest = (
@@ -154,7 +158,7 @@ def _of_norms(seen: Measured) -> Suggestion:
     found = _clip(seen, seen.high, why + there + _rising(seen))
     if max(first, second) > _DRIFT * min(first, second):
         why += f" The norm moved from {first:.3g} to {second:.3g} in these steps: a threshold that follows is better."
-        found = found._replace(reason=why + there + _rising(seen), callback="ZClip()")
+        found = found._replace(reason=why + there + _rising(seen), callback="ZClip()", policy="ZScore()")
     return found
 
 
@@ -192,10 +196,12 @@ def _clip(seen: Measured, value: float, reason: str, answer: Answer = "clip") ->
         return Suggestion("unknown", None, reason)
     text = f"{value:g}" if answer == "keep" else decimal(value)
     trainer = "" if seen.run.facts.manual else f"gradient_clip_val={text}"
-    share = float(np.mean(seen.norms > float(text)))
-    if answer == "clip":
+    share = float(np.mean(seen.norms > float(text))) if len(seen.norms) else float("nan")
+    if answer == "clip" and len(seen.norms):
         reason += f" It would have reduced {percent(share)} of the last {seen.window:,} steps."
-    return Suggestion(answer, float(text), reason, trainer, f"GradientClip({text})", clip_rate=share)
+    return Suggestion(
+        answer, float(text), reason, trainer, f"GradientClip({text})", f"MaxNorm({text})", clip_rate=share
+    )
 
 
 def _said(finding: Finding) -> str:

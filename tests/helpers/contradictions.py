@@ -34,10 +34,10 @@ def contradictions(report: Report) -> list[str]:
             wanted = finding.evidence.get("suggested_max_norm", float("nan"))
             if one.value is not None and isfinite(low) and one.value * ROUNDED < low:
                 found.append(f"{one.value} is below {low}, where eps shows")
-            told = finding.severity != "note" and finding.code not in ("dominated", "diverged")
-            if told and not act and one.answer == "clip" and one.value is not None and isfinite(wanted):
-                if one.value != float(decimal(wanted)) and "dominated" not in loud:
-                    found.append(f"{one.value}, where {finding.code} has {wanted}")
+            told = finding.severity != "note" and finding.code not in ("dominated", "diverged") and isfinite(wanted)
+            chosen = one.answer == "clip" and one.value is not None and not act and "dominated" not in loud
+            if told and chosen and one.value != float(decimal(wanted)):
+                found.append(f"{one.value}, where {finding.code} has {wanted}")
             if finding.code == "dominated" and not act and (not one.callback or one.callback not in finding.advice):
                 found.append(f"{one.callback}, where `dominated` says {finding.advice}")
     return found
