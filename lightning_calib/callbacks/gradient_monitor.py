@@ -167,10 +167,10 @@ class GradientMonitor(CalibratedCallback):
     def _start(self, fit: FitStart) -> None:
         """Keep rows for the report; open the tab's records, if a logger is TensorBoard's; lay the shadows."""
         known: Any = {"saved": self._saved, "losses": self._losses, "warn": warn}
-        tab = tab_recorder(fit, histograms=self.histograms, say=say, **known) if self.layers else None
-        self._shadows = ShadowList(self.shadow)
-        shadows = self._shadows.keeper(fit, **known)
-        self._recorder = RowRecorder(RowKeeper(fit.trainer, fit.module, **known), tab, shadows)
+        self._shadows, counts = ShadowList(self.shadow), self.histograms
+        tab = tab_recorder(fit, self._shadows.about, histograms=counts, say=say, **known) if self.layers else None
+        keeper = RowKeeper(fit.trainer, fit.module, **known)
+        self._recorder = RowRecorder(keeper, tab, self._shadows.keeper(fit, **known))
 
     def _prepare(self, view: GradientView, memory: OptimizerMemory) -> OptimizerMemory:
         """Take up the norms seen so far."""

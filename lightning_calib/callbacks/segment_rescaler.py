@@ -145,7 +145,7 @@ class SegmentRescaler(CalibratedCallback):
         """Judge each part, and rescale unless this is a dry run."""
         reduced = []
         for part in self._own[view.index].parts:
-            report = part.judge(view.reading(self.norm_type), clip=self._clip)
+            report = part.judge(part.observe(view.reading(self.norm_type)), clip=self._clip)
             reduced.append(report.clipped.any())
             if not self.dry_run:
                 view.rescale(part.segments.spread(report.coefficients))

@@ -15,6 +15,7 @@ from lightning_calib.functional.checks import message
 from lightning_calib.functional.judge import Policy
 from lightning_calib.functional.max_norm import MaxNorm
 from lightning_calib.policies import Percentile, ZScore
+from lightning_calib.report.shadow_rows import ShadowNames
 from lightning_calib.steps.gradient_view import GradientView
 from lightning_calib.steps.saved_state import Losses
 from lightning_calib.steps.shadows import Shadow
@@ -64,6 +65,12 @@ class ShadowList:
         why += ["the norms of units"] if any(one.scope == "unit" for one in self.judges) else []
         return f"gradients are read once more for shadows ({', '.join(why)})" if why else ""
 
+    @property
+    def about(self) -> ShadowNames:
+        """What they are."""
+        scopes = tuple(str(one.scope) for one in self.judges)
+        return ShadowNames(tuple(self.names), tuple(map(_policy, self.judges)), scopes)
+
     def keeper(
         self, fit: FitStart, *, saved: dict[str, Any], losses: Losses, warn: Callable[[str], None]
     ) -> ShadowKeeper | None:
@@ -74,11 +81,9 @@ class ShadowList:
         """
         for one in self.judges:
             one._learn(fit)
-        policies = [_policy(one) for one in self.judges]
-        scopes = [one.scope for one in self.judges]
         if not self:
             return None
-        return ShadowKeeper(self.names, policies, scopes, self._lay, saved=saved, losses=losses, warn=warn)
+        return ShadowKeeper(self.about, self._lay, saved=saved, losses=losses, warn=warn)
 
     def _lay(self, view: GradientView) -> list[Shadow]:
         return [Shadow(one._lay(view), one.norm_type, clip=one._clip) for one in self.judges]

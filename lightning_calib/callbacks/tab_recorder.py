@@ -6,11 +6,13 @@ from contextlib import suppress
 from typing import Any
 
 from lightning_calib.fit.participant import FitStart, TabRecorder
+from lightning_calib.report.shadow_rows import ShadowNames
 from lightning_calib.steps.saved_state import Losses
 
 
 def tab_recorder(
     fit: FitStart,
+    shadows: ShadowNames,
     *,
     histograms: bool,
     saved: dict[str, Any],
@@ -22,6 +24,7 @@ def tab_recorder(
 
     Args:
         fit: That begins.
+        shadows: Policies that are judged and never applied.
         histograms: Whether to count magnitudes.
         saved: The monitor's state from a checkpoint.
         losses: Where to say what of it cannot be taken up.
@@ -34,7 +37,7 @@ def tab_recorder(
     # Imported here, because it loads a hundred modules of TensorBoard, which only a run with a tab needs.
     from lightning_calib.dashboard.recorder import Recorder
 
-    tab = Recorder(writers, histograms=histograms, saved=saved, losses=losses, warn=warn)
+    tab = Recorder(writers, shadows, histograms=histograms, saved=saved, losses=losses, warn=warn)
     address = tab.furnish([view.suffix for view in fit.views])
     if address:
         say(address)

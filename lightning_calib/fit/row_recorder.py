@@ -86,7 +86,7 @@ class RowRecorder:
         after = memory.new_window()
         if self.tab is not None and theirs:
             more = {} if kept is None else {f"calib/{name}{suffix}": one for name, one in kept[0].items() if one == one}
-            closed = self.tab.close(run, memory, row | more, theirs, step)
+            closed = self.tab.close(run, memory, row | more, theirs, step, *shadows)
             records, after = ((), after) if closed is None else closed
         if memory.shadows is not None and shadows:
             after = after._replace(shadows=memory.shadows.after(step, shadows[0]))
@@ -111,7 +111,9 @@ class RowRecorder:
     def finish(self, runs: Iterable[OptimizerRun], step: int) -> None:
         """The fit is over, or broken off."""
         if self.tab is not None:
-            self.tab.finish(runs, step)
+            runs = list(runs)
+            found = {} if self.shadows is None else {run.view.index: self.shadows.since_the_last(run) for run in runs}
+            self.tab.finish(runs, step, {index: table for index, table in found.items() if table is not None})
 
     def saved(self, memories: dict[int, OptimizerMemory]) -> dict[str, Any]:
         """For the checkpoint: sections of the monitor's state."""

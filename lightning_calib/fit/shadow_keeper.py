@@ -1,6 +1,6 @@
 """What GradientMonitor judges and never applies: the shadows of every optimizer, their rows and their state."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_calib.functional.saved_state import ListOf, check_saved, entry
-from lightning_calib.report.run import ShadowRows
+from lightning_calib.report.shadow_rows import ShadowNames, ShadowRows
 from lightning_calib.steps.gradient_view import GradientView
 from lightning_calib.steps.optimizer_memory import OptimizerMemory
 from lightning_calib.steps.optimizer_run import OptimizerRun
@@ -22,9 +22,7 @@ class ShadowKeeper:
     """Judges every step of a fit. What it counts is `ShadowHistory`, which a session holds.
 
     Args:
-        names: Of the shadows, distinct.
-        policies: Of each, as a constructor's call.
-        scopes: Of each.
+        about: What the shadows are.
         lay: Makes the shadows of an optimizer, in that order.
         saved: The monitor's state from a checkpoint; empty without one.
         losses: Where to say what of it cannot be taken up.
@@ -33,16 +31,14 @@ class ShadowKeeper:
 
     def __init__(
         self,
-        names: Sequence[str],
-        policies: Sequence[str],
-        scopes: Sequence[str],
+        about: ShadowNames,
         lay: Callable[[GradientView], list[Shadow]],
         *,
         saved: dict[str, Any],
         losses: Losses,
         warn: Callable[[str], None],
     ) -> None:
-        self.names, self.policies, self.scopes, self.lay = tuple(names), tuple(policies), tuple(scopes), lay
+        self.about, self.names, self.lay = about, about.names, lay
         self.kept, self.losses, self.warn = saved, losses, warn
         self.memories: dict[int, ShadowMemory] = {}  # by the optimizer's index
         self.off = False
@@ -108,22 +104,21 @@ class ShadowKeeper:
 
     def rows(self, run: OptimizerRun, step: int) -> ShadowRows | None:
         """The rows so far, and one for the steps since the last of them."""
-        history, now = run.memory.shadows, self.now(run)
+        history, now = run.memory.shadows, self.since_the_last(run)
         if history is None:
             return None
         steps, table = history.rows.table((len(self.names), len(COLUMNS)))
         if now is not None:
             steps, table = [*steps, step], torch.cat([table, now.unsqueeze(0)])
         values = {name: table[:, :, i].double().numpy() for i, name in enumerate(COLUMNS)}
-        return ShadowRows(self.names, self.policies, self.scopes, np.array(steps, np.int64), values)
+        return ShadowRows(*self.about, np.array(steps, np.int64), values)
 
-    def now(self, run: OptimizerRun) -> Tensor | None:
-        """The same table as of a row, float32 on the host; None where the last row is of the last step."""
-        memory = run.memory
-        if memory.shadows is None or not memory.shadows.counts.window_steps:
+    def since_the_last(self, run: OptimizerRun) -> Tensor | None:
+        """The same table as of a row, float32 on the host; None where there was no step since the last row."""
+        history, memory = run.memory.shadows, self.memories.get(run.view.index)
+        if history is None or memory is None or not history.counts.window_steps:
             return None
-        table = self.collect(run, memory)
-        return None if table is None else table.float().cpu()
+        return history.counts.table(memory.thresholds()).float().cpu()
 
     def saved(self, memories: dict[int, OptimizerMemory]) -> dict[str, Any]:
         """For the checkpoint."""

@@ -4,11 +4,12 @@ They come from a fit in memory or from event files; what a source does not know 
 means "not known", and inf "was inf or nan"**; arrays of R rows have one entry per logged row.
 """
 
-from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lightning_calib.report.shadow_rows import ShadowRows
 
 Floats = NDArray[np.float64]
 Kind = Literal["adam", "sign", "muon", "sgd", "other"]
@@ -206,25 +207,6 @@ class Layers(NamedTuple):
     peak: Floats
     weight: Floats
     update: Floats
-
-
-class ShadowRows(NamedTuple):
-    """Rows of S shadows: policies that were judged on every step and never applied.
-
-    Attributes:
-        names: What the user calls them, S.
-        policies: The policy of each, as a constructor's call, S.
-        scopes: What makes a segment, S.
-        step: (R,).
-        values: Each of shape (R, S), by the names of `ShadowResult`; ``clip_fraction`` is the share of the steps since
-            the row before, all others are since the shadows began.
-    """
-
-    names: tuple[str, ...]
-    policies: tuple[str, ...]
-    scopes: tuple[str, ...]
-    step: NDArray[np.int64]
-    values: Mapping[str, Floats]
 
 
 class Run(NamedTuple):

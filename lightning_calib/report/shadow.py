@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lightning_calib.report.run import Floats, ShadowRows
+from lightning_calib.report.run import Floats
+from lightning_calib.report.shadow_rows import ShadowRows
 from lightning_calib.report.wording import count, percent
 
 LIMITS = "To first order: had one of them acted, the norms after it would have been others."

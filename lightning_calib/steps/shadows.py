@@ -5,13 +5,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_calib.functional.judge import Observation
 from lightning_calib.functional.norms import Reading
 from lightning_calib.functional.saved_state import check_keys
 from lightning_calib.steps.gradient_view import GradientView
-from lightning_calib.steps.policy_parts import PartsMemory
+from lightning_calib.steps.policy_parts import Part, PartsMemory
 from lightning_calib.steps.saved_state import Losses
 
 FACTOR, LOWEST, KEPT = range(3)  # what is known of a judged step: see `Shadow.judge`
+
+
+class Seen:
+    """The gradient of one step, as several shadows see it.
+
+    Readings that the callbacks need not take are taken for this alone, and forgotten: norms folded from finer ones have
+    other last bits, and nothing that acts may see them.
+    """
+
+    def __init__(self, view: GradientView) -> None:
+        self.view = view
+        self.readings: dict[tuple[float, bool], Reading] = {}
+        self.observations: dict[int, Observation] = {}  # of the whole gradient, by the reading
+
+    def reading(self, norm_type: float, *, units: bool) -> Reading:
+        """The norms, of units if need be."""
+        key = (norm_type, units or self.view.units)
+        if key == (2.0, self.view.units):
+            return self.view.reading()
+        if key not in self.readings:
+            self.readings[key] = self.view.measure(norm_type, units=key[1])
+        return self.readings[key]
+
+    def whole(self, part: Part, reading: Reading) -> Observation:
+        """The norm of the whole gradient, as the part's policy sees it."""
+        if part.policy.needs_weights:
+            return part.observe(reading)
+        if id(reading) not in self.observations:
+            self.observations[id(reading)] = part.observe(reading)
+        return self.observations[id(reading)]
 
 
 class Shadow:
@@ -26,21 +57,25 @@ class Shadow:
     def __init__(self, memory: PartsMemory, norm_type: float, *, clip: bool) -> None:
         self.memory, self.norm_type, self.clip = memory, norm_type, clip
         self.units = any(part.segments.scope == "unit" for part in memory.parts)
-        parts = memory.parts
-        self.whole = len(parts) == 1 and parts[0].segments.pick is None and len(parts[0].segments) == 1
+        only = memory.parts[0].segments if len(memory.parts) == 1 else None
+        self.whole = only is not None and only.scope == "global" and only.pick is None
 
-    def judge(self, reading: Reading) -> list[Tensor]:
+    def judge(self, seen: Seen) -> list[Tensor]:
         """What it would have made of the gradient, each of shape (1,); the policies' states move on.
+
+        Args:
+            seen: The gradient of this step.
 
         Returns:
             The mean and the lowest coefficient of the judged segments, and the share of the gradient's norm that would
             have been left.
         """
-        reports = [part.judge(reading, clip=self.clip) for part in self.memory.parts]
+        parts, reading = self.memory.parts, seen.reading(self.norm_type, units=self.units)
         if self.whole:
-            return [reports[0].coefficients] * 3
+            return [parts[0].judge(seen.whole(parts[0], reading), clip=self.clip).coefficients] * 3
+        reports = [part.judge(part.observe(reading), clip=self.clip) for part in parts]
         left, one = reading, reading.pieces.new_ones(1)
-        for part, report in zip(self.memory.parts, reports, strict=True):
+        for part, report in zip(parts, reports, strict=True):
             left = left.rescaled(part.segments.spread(report.coefficients))
         factors = torch.cat([report.coefficients for report in reports]) if reports else one
         observed = torch.cat([report.observed for report in reports]) if reports else one > 0
@@ -59,23 +94,9 @@ class ShadowMemory:
         self.shadows = shadows
 
     def judge(self, view: GradientView) -> Tensor:
-        """Shape (S, 3): what each would have made of the gradient as it is now, see `Shadow.judge`.
-
-        Readings that the callbacks need not take are taken for this alone, and forgotten: norms folded from finer ones
-        have other last bits, and nothing that acts may see them.
-        """
-        readings: dict[tuple[float, bool], Reading] = {}
-
-        def reading(norm_type: float, *, units: bool) -> Reading:
-            key = (norm_type, units or view.units)
-            if key == (2.0, view.units):
-                return view.reading()
-            if key not in readings:
-                readings[key] = view.measure(norm_type, units=key[1])
-            return readings[key]
-
-        found = [x for one in self.shadows.values() for x in one.judge(reading(one.norm_type, units=one.units))]
-        return torch.cat(found).view(-1, 3)
+        """Shape (S, 3): what each would have made of the gradient as it is now, see `Shadow.judge`."""
+        seen = Seen(view)
+        return torch.cat([x for one in self.shadows.values() for x in one.judge(seen)]).view(-1, 3)
 
     def thresholds(self) -> Tensor:
         """The median target of each over the segments judged last, shape (S,), on the host's demand; nan for none."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_calib.report.run import Floats
+from lightning_calib.report.shadow_rows import ShadowRows
 from lightning_calib.tensorboard.facts_record import FactsRecord
 
 
@@ -44,6 +45,7 @@ class OptimizerRows(NamedTuple):
             "clip_fraction.mine"; and those that have no tag, such as "loss".
         layers: Rows of tensors; None without any.
         facts: What stays the same; None in files of the first edition.
+        shadows: Of policies that were judged and never applied; None without any.
     """
 
     optimizer: int
@@ -52,6 +54,7 @@ class OptimizerRows(NamedTuple):
     scalars: Mapping[str, Floats]
     layers: LayerRows | None
     facts: FactsRecord | None
+    shadows: ShadowRows | None = None
 
 
 @dataclass(frozen=True, eq=False)

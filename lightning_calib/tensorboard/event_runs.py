@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from lightning_calib.report.run import Clipper, Counts, Facts, Floats, How, Layers, Run, Scalars
+from lightning_calib.report.shadow_rows import ShadowRows
 from lightning_calib.tensorboard.even_rows import groups
 from lightning_calib.tensorboard.event_rows import EventRows, LayerRows, OptimizerRows
 from lightning_calib.tensorboard.facts_record import FactsRecord, LayerFacts
@@ -27,7 +28,16 @@ def _run(rows: OptimizerRows, optimizers: int) -> Run:
     scalars, counts = _scalars(rows), _counts(rows, told.facts)
     layers = None if rows.layers is None else _layers(rows.layers, told.layers)
     clippers = tuple(_with_rate(one, told.clippers, rows.scalars) for one in told.clippers)
-    return Run(told.facts, counts, scalars, layers, clippers)
+    return Run(
+        told.facts, counts, scalars, layers, clippers, shadows=None if rows.shadows is None else _even(rows.shadows)
+    )
+
+
+def _even(rows: ShadowRows) -> ShadowRows:
+    """At most some hundred rows, as a fit keeps them."""
+    into = groups(rows.step, np.ones(len(rows.step), bool), MOST_LAYER_ROWS)
+    values = {name: into.joined(found, name) for name, found in rows.values.items()}
+    return rows._replace(step=into.steps(rows.step), values=values)
 
 
 def _scalars(rows: OptimizerRows) -> Scalars:
