@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 from collections.abc import Callable
 from multiprocessing import Pool
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from lightning_calib import GradientClip, Percentile, ZClip, ZScore, clip_find
 
 PAGE = Path(__file__).parents[1] / "docs/how-to/clip-value.md"
-STEPS, SEARCH, BATCH, SEEDS = 400, 200, 64, 3
+STEPS, SEARCH, BATCH, SEEDS = 300, 200, 64, 3
 GRID: dict[str, float | None] = {"0.1": 0.1, "0.3": 0.3, "1": 1.0, "3": 3.0, "none": None}
 FOUND = "clip_find"
 NAMES = {one.__name__: one for one in (GradientClip, Percentile, ZClip, ZScore)}  # of what is suggested
@@ -221,9 +222,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--page", action="store_true", help="write the page's table")
     given = parser.parse_args()
-    jobs = [(task, way, seed) for task in TASKS for way in (*GRID, FOUND) for seed in range(given.seeds)]
+    jobs = [(task, way, seed) for seed in range(given.seeds) for task in TASKS for way in (FOUND, *GRID)]
+    found = []
     with Pool(2) as pool:
-        told = table(pool.map(fit, jobs, chunksize=1))
+        for one in pool.imap(fit, jobs):
+            found.append(one)
+            print(one, file=sys.stderr, flush=True)
+    told = table(found)
     print(told)
     if given.page:
         begin, end = "<!-- table -->\n", "<!-- end of table -->\n"

@@ -17,7 +17,7 @@ def rules_line(names: Sequence[Sequence[str]], lines: Sequence[str]) -> str:
         own, or nobody is clipped.
 
     Example:
-        >>> rules_line([["gen.0.weight", "gen.0.bias"], ["dis.weight"]], ["GradientClip(0.5)", "GradientClip(3)"])
+        >>> rules_line([["gen.0.weight", "gen.2.bias"], ["dis.weight"]], ["GradientClip(0.5)", "GradientClip(3)"])
         'GradientClip(None, rules={"gen.*": 0.5, "dis.*": 3})'
     """
     rules = []

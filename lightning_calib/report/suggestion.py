@@ -102,7 +102,7 @@ def _of_findings(seen: Measured, found: dict[str, Finding]) -> Suggestion | None
     """What the findings say of a clip; None where they leave it open."""
     broken = next((found[code] for code in _BROKEN if code in found and found[code].severity == "act"), None)
     if broken is not None:
-        return _clip(seen, broken.evidence.get("suggested_max_norm", float("nan")), _said(broken))
+        return Suggestion("unknown", None, _said(broken))
     told = found.get("dominated")
     if told is not None:
         return Suggestion("clip", None, _said(told), callback=_quoted(told.advice))

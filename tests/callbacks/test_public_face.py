@@ -73,6 +73,8 @@ SIGNATURES = {
     "read_events": "logdir",
     "functional.clip_grad_": 'parameters, policy, state=None, *, scope="global", norm_type=2.0',
     "Report": "runs, shadow=()",
+    "ClipSuggestion": "report",
+    "clip_find": "trainer, model, train_dataloaders=None, *, datamodule=None, num_steps=200, policies=None",
     "ShadowResult": "name, policy, clip_rate, mean_factor=None, lowest_factor=None, threshold=None, optimizer=0, "
     'scope="global", kept=None, agreement=None, steps=0, course=None',
     "Finding": 'code, severity, sentence, advice="", evidence={}, optimizer=None, layers=(), steps=None',
