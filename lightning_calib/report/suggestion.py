@@ -3,7 +3,7 @@
 The findings of the report come first: where one of them says what to do about a clip, its value is the answer. Without
 such a finding the norms of the recent window (the last half of the rows) decide. A clip of the whole norm is for
 outliers, and there are some where a norm stands out of those around it as for `SpikeGuard`: three times the median of
-its quarter of the window, and its logarithm four standard deviations above (0 of 4,800 healthy steps did; at 2.5
+the eleven rows around it, and its logarithm four standard deviations above (0 of 4,800 healthy steps did; at 2.5
 deviations without the three times, 260). Then the value is the 95th percentile of the window, else none is needed: with
 SGD a lower one would only lower the learning rate, and Adam and its kin, Lion and Muon divide the scale out again.
 """
@@ -26,8 +26,7 @@ _ENOUGH = 20  # steps; the 95th percentile of fewer is their largest
 _LEAST = 4  # rows, of whose differences a deviation can be told
 _TIMES = 3.0
 _DEVIATIONS = 4.0
-_PARTS = 4
-_ROWS = 10  # in a quarter, at least
+_ROWS = 5  # before a norm, and as many behind it: what is around it
 _DRIFT = 2.0  # between the medians of the window's two halves: a factor that a search for a rate would notice
 _RISING = 1.1
 _BROKEN = ("diverged", "nonfinite", "rate-too-high")  # no value is known to mend it ...
@@ -102,7 +101,8 @@ def _of_findings(seen: Measured, found: dict[str, Finding]) -> Suggestion | None
     """What the findings say of a clip; None where they leave it open."""
     broken = next((found[code] for code in _BROKEN if code in found and found[code].severity == "act"), None)
     if broken is not None:
-        return Suggestion("unknown", None, _said(broken))
+        healthy = broken.evidence.get("suggested_max_norm", float("nan"))
+        return _clip(seen, healthy, "")._replace(reason=_said(broken))  # how it blew up is no prediction
     told = found.get("dominated")
     if told is not None:
         return Suggestion("clip", None, _said(told), callback=_quoted(told.advice))
@@ -179,15 +179,18 @@ def _rising(seen: Measured) -> str:
 
 
 def _farthest(seen: Measured) -> tuple[float, float]:
-    """The norm that is farthest above the median of its quarter of the window, and that median.
+    """The norm of the window that is farthest above the median of the rows around it, and that median.
 
     Norms of steps between two rows are among them.
     """
-    scalars, recent = seen.run.scalars, seen.recent
-    norms, tops = scalars.grad_norm_before[recent], np.fmax(scalars.grad_norm_max, scalars.grad_norm_before)[recent]
-    usable = np.isfinite(norms) & (norms > 0) & np.isfinite(tops)
-    parts = np.array_split(np.flatnonzero(usable), max(1, min(_PARTS, int(usable.sum()) // _ROWS)))
-    pairs = [(float(tops[part].max()), float(np.median(norms[part]))) for part in parts]
+    scalars = seen.run.scalars
+    norms, tops = scalars.grad_norm_before, np.fmax(scalars.grad_norm_max, scalars.grad_norm_before)
+    usable = np.flatnonzero(np.isfinite(norms) & (norms > 0) & np.isfinite(tops))
+    norms, tops = norms[usable], tops[usable]
+    first = int(np.searchsorted(usable, seen.recent.start))
+    pairs = [
+        (float(tops[i]), float(np.median(norms[max(0, i - _ROWS) : i + _ROWS + 1]))) for i in range(first, len(norms))
+    ]
     return max(pairs, key=lambda pair: pair[0] / pair[1])
 
 

@@ -161,6 +161,24 @@ def test_of_two_adaptive_clips_the_norms_decide():
     assert (finding.code, found.answer) == ("clip-twice", "none")
 
 
+def test_a_rate_that_is_too_high_is_mended_by_no_clip_value():
+    run = healthy("sgd")
+    run.scalars.loss[:] = run.scalars.loss_max[:] = 2.4
+    run.scalars.loss_max[5:8] = 400.0
+    run.scalars.update_norm[:] *= 300
+    run.layers.update[:] *= 300
+    finding, found = first(run)
+    assert finding.code == "rate-too-high"
+    assert (found.answer, found.callback, found.reason) == ("unknown", "", f"{finding.sentence} {finding.advice}")
+
+
+def test_norms_that_fall_by_themselves_are_no_outliers():
+    run = healthy("sgd")
+    run.scalars.grad_norm_before[:] *= np.geomspace(100, 1, 60)
+    run.scalars.grad_norm_max[:] = run.scalars.grad_norm_before
+    assert answer(run).answer == "none"
+
+
 # ---------------------------------------------------------------- several optimizers
 
 
