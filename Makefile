@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-all test-oldest compatibility test-browser lint types screenshots gallery bench bench-doctors cost bench-rates bench-spikes bench-clip-find clean
+.PHONY: demo test test-all test-oldest compatibility test-browser lint types screenshots gallery bench bench-doctors cost bench-rates bench-spikes bench-clip-find bench-shadows clean
 
 demo: $(STAMP)  ## train a small CNN on handwritten digits with NonFiniteGuard, ZClip and GradientMonitor
 	$(BIN)/python examples/vision.py
@@ -65,6 +65,9 @@ bench-clip-find: $(STAMP)  ## fits with what clip_find suggests, beside a grid: 
 
 bench-spikes: $(STAMP)  ## twenty planted blow-ups, five seeds, five ways: results, and the table of docs/training-spikes.md
 	OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python -m benchmarks.spikes --save --page
+
+bench-shadows: $(STAMP)  ## what shadows predict beside real second runs, and what they cost: the tables of docs/how-to/shadow.md; about 3 minutes
+	OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python -m benchmarks.shadows --page
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

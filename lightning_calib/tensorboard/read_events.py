@@ -207,7 +207,7 @@ def _shadows(records: list[Records]) -> ShadowRows | None:
     if not records:
         return None
     about, table = records[-1].about, np.stack(records[-1].values).astype(np.float64)
-    marked = np.where(table == ABSENT, np.nan, table)
+    marked = np.where(np.isfinite(table) & (table >= 0), table, np.nan)
     values = {name: marked[:, :, i] for i, name in enumerate(about.columns)}
     known = {name: values.get(name, np.full(table.shape[:2], np.nan)) for name in SHADOW_COLUMNS}
     return ShadowRows(tuple(about.rows), tuple(about.policies), tuple(about.scopes), records[-1].steps, known)
