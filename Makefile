@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-all test-oldest test-newest compatibility test-browser lint types screenshots gallery bench bench-doctors cost bench-rates bench-spikes clean
+.PHONY: demo test test-all test-oldest test-newest compatibility test-browser lint types screenshots gallery bench bench-doctors cost bench-rates bench-spikes bench-clip-find bench-shadows clean
 
 demo: $(STAMP)  ## train a small CNN on handwritten digits with NonFiniteGuard, ZClip and GradientMonitor
 	$(BIN)/python examples/vision.py
@@ -67,8 +67,14 @@ cost: $(STAMP)  ## write tests/cost.json anew: how many operations a step of eac
 bench-rates: $(STAMP)  ## final loss against initial learning rate, plain and with each rule; about 11 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/learning_rates.py --plots docs
 
+bench-clip-find: $(STAMP)  ## fits with what clip_find suggests, beside a grid: the table of docs/how-to/clip-value.md; about 3 minutes
+	OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python -m benchmarks.clip_find --page
+
 bench-spikes: $(STAMP)  ## twenty planted blow-ups, five seeds, five ways: results, and the table of docs/training-spikes.md
 	OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python -m benchmarks.spikes --save --page
+
+bench-shadows: $(STAMP)  ## what shadows predict beside real second runs, and what they cost: the tables of docs/how-to/shadow.md; about 3 minutes
+	OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python -m benchmarks.shadows --page
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from lightning_calib.callbacks import PreciseBatchNorm as PreciseBatchNorm
     from lightning_calib.callbacks import SpikeGuard as SpikeGuard
     from lightning_calib.callbacks import ZClip as ZClip
+    from lightning_calib.callbacks.clip_find import clip_find as clip_find
+    from lightning_calib.callbacks.clip_suggestion import ClipSuggestion as ClipSuggestion
     from lightning_calib.functional import Observation as Observation
     from lightning_calib.functional import Policy as Policy
     from lightning_calib.functional import SegmentReport as SegmentReport
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from lightning_calib.policies import ZScore as ZScore
     from lightning_calib.report import Finding as Finding
     from lightning_calib.report import Report as Report
+    from lightning_calib.report import ShadowResult as ShadowResult
     from lightning_calib.report.incident import NonFiniteGradientError as NonFiniteGradientError
     from lightning_calib.report.spike import SpikeError as SpikeError
     from lightning_calib.schedules import DistanceOverGradients as DistanceOverGradients
@@ -51,8 +54,10 @@ _HOMES = {
         "AGC AdaGC AutoClip GradientCentralize GradientClip GradientMonitor GradientNormalize GradientValueClip "
         "LearningRateControl NonFiniteGuard PreciseBatchNorm SpikeGuard ZClip"
     ),
+    "callbacks.clip_find": "clip_find",
+    "callbacks.clip_suggestion": "ClipSuggestion",
     "functional": "Observation Policy SegmentReport",
-    "report": "Finding Report",
+    "report": "Finding Report ShadowResult",
     "report.incident": "NonFiniteGradientError",
     "report.spike": "SpikeError",
     "tensorboard.read_events": "read_events",

@@ -14,11 +14,12 @@ import pytest
 import torch
 from helpers.logged_fits import logged_fit
 from helpers.rewrite_events import as_first_edition, event_file
-from helpers.tiny_modules import Tiny
+from helpers.tiny_modules import Tiny, TwoNets
 from torch import nn
 
 from lightning_calib import GradientClip, refine_schedule
-from lightning_calib.cli import Progress, main
+from lightning_calib.cli import main
+from lightning_calib.commands.runs import Progress
 from lightning_calib.doctor import Health, bad_combinations, examine, release
 
 PAGE = Path(__file__).parent.parent / "docs" / "command-line.md"
@@ -141,7 +142,7 @@ def test_the_keys_of_json_stay(capsys) -> None:
     found = json.loads(told(capsys, "report", "healthy", "--format", "json")[1])
     assert (set(found), found["schema"]) == ({"schema", "runs"}, 1)
     assert set(found["runs"][0]) == {
-        *("schema", "verdict", "suggestion", "findings", "optimizers", "clippers", "layers", "shadow"),
+        *("schema", "verdict", "next", "suggestion", "findings", "optimizers", "clippers", "layers", "shadow"),
         *("run", "problems"),
     }
     found = json.loads(told(capsys, "check", "healthy", "--format", "json")[1])
@@ -151,6 +152,26 @@ def test_the_keys_of_json_stay(capsys) -> None:
     assert set(found) == {"schema", "run", "optimizer", "name", "kind", "steps", "factors"}
     found = json.loads(told(capsys, "doctor", "--format", "json")[1])
     assert set(found) == {"schema", "versions", "tab", "gpu", "problems"}
+
+
+def test_which_clip_value(capsys) -> None:
+    """The same as the fit's own report says; of several runs a line each."""
+    healthy("runs/version_0")
+    far_too_fast("runs/version_1")
+    code, out, errors = told(capsys, "suggest", "runs")
+    assert (code, errors) == (0, "")
+    assert re.match(r"version_0: You need none\. .*\nversion_1: No value can be told from this run\. ", out)
+    assert told(capsys, "suggest", "runs", "--format", "markdown")[1].startswith("- **version_0**: You need none. ")
+    found = json.loads(told(capsys, "suggest", "runs", "--format", "json")[1])
+    assert (set(found), found["schema"]) == ({"schema", "runs"}, 1)
+    assert [set(one) for one in found["runs"]] == [{"run", "problems", "suggestion"}] * 2
+    assert [one["suggestion"][0]["answer"] for one in found["runs"]] == ["none", "unknown"]
+
+
+def test_of_two_optimizers_each_has_a_clip_value(capsys) -> None:
+    logged_fit(TwoNets(ADAM, ADAM), 60)
+    lines = told(capsys, "suggest", "logs")[1].splitlines()
+    assert [line.split(":")[0] for line in lines] == ["logs, optimizer 0", "logs, optimizer 1"]
 
 
 def test_files_of_the_first_edition_have_a_report(capsys) -> None:
@@ -366,6 +387,6 @@ def test_the_page_shows_what_is_printed(capsys) -> None:
 def test_the_page_and_the_help_have_every_command() -> None:
     page, text = PAGE.read_text(), process("--help").stdout
     assert 'lightning-calib = "lightning_calib.cli:main"' in (PAGE.parent.parent / "pyproject.toml").read_text()
-    for command in ("report", "check", "refine-schedule", "doctor"):
+    for command in ("report", "check", "suggest", "refine-schedule", "doctor"):
         assert f"lightning-calib {command}" in page
         assert command in text

@@ -1,13 +1,15 @@
 """Observe gradients, and say what they are like."""
 
-import sys
-from contextlib import suppress
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 from torch import Tensor
 
 from lightning_calib.callbacks.base import CalibratedCallback
+from lightning_calib.callbacks.segment_rescaler import SegmentRescaler
+from lightning_calib.callbacks.shadow_list import ShadowList
+from lightning_calib.callbacks.tab_recorder import tab_recorder
 from lightning_calib.fit.messages import say, warn
 from lightning_calib.fit.participant import FitStart, Needs
 from lightning_calib.fit.row_keeper import RowKeeper
@@ -17,6 +19,7 @@ from lightning_calib.fit.run_facts import facts_text
 from lightning_calib.fit.run_numbers import clippers
 from lightning_calib.functional.checks import check_count, check_flag
 from lightning_calib.functional.dtensor import whole
+from lightning_calib.functional.judge import Policy
 from lightning_calib.functional.saved_state import restored
 from lightning_calib.report.report import Report
 from lightning_calib.report.run import Run
@@ -24,6 +27,7 @@ from lightning_calib.steps.gradient_view import GradientView
 from lightning_calib.steps.norm_history import NormHistory
 from lightning_calib.steps.optimizer_memory import OptimizerMemory
 from lightning_calib.steps.saved_state import to_host
+from lightning_calib.steps.step_record import StepRecord
 
 
 class GradientMonitor(CalibratedCallback):
@@ -38,6 +42,12 @@ class GradientMonitor(CalibratedCallback):
             TensorBoard's. False writes scalars only.
         histograms: Whether the first and every tenth row also counts the elements of the gradient by their magnitude,
             per module, before and after: one more read of all gradients each.
+        shadow: What is judged on every step and never applied: numbers, policies and callbacks of ours that clip or
+            normalise, such as ``[MaxNorm(1.0), ZScore(), AGC()]``; True stands for ``MaxNorm(1.0)`` (the value that
+            most recipes have), ``Percentile(90)`` and ``Percentile(95)`` (what touches one step in ten or twenty),
+            ``ZScore()`` (what only spikes exceed) and ``AdaGC()`` (by parameter): none of them needs another reading.
+            `report` tells what each would have done, see `ShadowResult`: to first order, since acting would have
+            changed the norms that come after.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -74,8 +84,8 @@ class GradientMonitor(CalibratedCallback):
 
     Checkpoint:
         The counters, up to 4,096 norms (16 kB per optimizer), up to 1,024 rows of scalars and, in at most 2 MB, rows of
-        layers for the report. With the tab: the record that is being filled, and what the events remember (about 100
-        bytes per parameter).
+        layers for the report; of shadows what their policies have learnt, counts, and up to 512 rows. With the tab: the
+        record that is being filled, and what the events remember (about 100 bytes per parameter).
 
     Note:
         Above 1,000 rows a record holds the largest of 2, 4, 8, ... rows: 5,977 records for 10^6 rows. An error while
@@ -85,18 +95,26 @@ class GradientMonitor(CalibratedCallback):
         Under DeepSpeed or LBFGS the callback says so once, and logs nothing.
     """
 
-    def __init__(self, every_n_steps: int | None = None, *, layers: bool = True, histograms: bool = False) -> None:
+    def __init__(
+        self,
+        every_n_steps: int | None = None,
+        *,
+        layers: bool = True,
+        histograms: bool = False,
+        shadow: Sequence[Policy | SegmentRescaler | float] | bool | None = None,
+    ) -> None:
         super().__init__()
         if every_n_steps is not None:
             check_count("every_n_steps", every_n_steps, "Use 50, or None to follow the Trainer.", 1)
         check_flag("layers", layers, "Use True for the dashboard, False for scalars only.")
         check_flag("histograms", histograms, "Use True to count magnitudes every tenth row.")
-        self.every_n_steps, self.layers, self.histograms = every_n_steps, layers, histograms
+        self.every_n_steps, self.layers, self.histograms, self.shadow = every_n_steps, layers, histograms, shadow
+        self._shadows = ShadowList(shadow)
 
     @property
     def _needs(self) -> Needs:  # type: ignore[override]  # of its arguments, which may be set until a fit begins
         """It observes, and wants the whole row."""
-        return Needs(acts=False, full_row=True, every_n_steps=self.every_n_steps)
+        return Needs(False, full_row=True, every_n_steps=self.every_n_steps, rereads=self._shadows.rereads)
 
     def _reset(self) -> None:
         super()._reset()
@@ -112,7 +130,7 @@ class GradientMonitor(CalibratedCallback):
             return
         counted = any(run.memory.steps.steps for run in self._session.runs.values())
         self._earlier = self._saved.get("earlier") is True or (trainer.global_step > 0 and not counted)
-        self._course = RunCourse(self._session, earlier=self._earlier)
+        self._course = RunCourse(self._session, self._recorder, earlier=self._earlier)
         for run in self._session.runs.values():
             self._learn(run.view)
 
@@ -147,18 +165,12 @@ class GradientMonitor(CalibratedCallback):
                 warn(f"{finding.sentence} {finding.advice}".rstrip())
 
     def _start(self, fit: FitStart) -> None:
-        """Keep rows for the report; open the tab's records, if a logger is TensorBoard's."""
-        tab, writers = None, _writers(fit.trainer) if self.layers else None
-        if writers is not None:
-            # Imported here, because it loads a hundred modules of TensorBoard, which only a run with a tab needs.
-            from lightning_calib.dashboard.recorder import Recorder
-
-            tab = Recorder(writers, histograms=self.histograms, saved=self._saved, losses=self._losses, warn=warn)
-            address = tab.furnish([view.suffix for view in fit.views])
-            if address:
-                say(address)
-        keeper = RowKeeper(fit.trainer, fit.module, saved=self._saved, losses=self._losses, warn=warn)
-        self._recorder = RowRecorder(keeper, tab)
+        """Keep rows for the report; open the tab's records, if a logger is TensorBoard's; lay the shadows."""
+        known: Any = {"saved": self._saved, "losses": self._losses, "warn": warn}
+        self._shadows, counts = ShadowList(self.shadow), self.histograms
+        tab = tab_recorder(fit, self._shadows.about, histograms=counts, say=say, **known) if self.layers else None
+        keeper = RowKeeper(fit.trainer, fit.module, **known)
+        self._recorder = RowRecorder(keeper, tab, self._shadows.keeper(fit, **known))
 
     def _prepare(self, view: GradientView, memory: OptimizerMemory) -> OptimizerMemory:
         """Take up the norms seen so far."""
@@ -174,6 +186,12 @@ class GradientMonitor(CalibratedCallback):
     def _remembered(self, index: int, memory: OptimizerMemory) -> dict[str, Any]:
         """The norms of the run."""
         return to_host(memory.norms._asdict()) if memory.norms is not None else {}
+
+    def _inspect(self, view: GradientView, record: StepRecord) -> StepRecord:
+        """Let the shadows judge what the first of our callbacks sees, unless a guard has dropped it."""
+        if self._recorder is None or self._recorder.shadows is None or not record.live:
+            return record
+        return record._replace(shadows=self._recorder.shadows.judge(view))
 
     def _learn(self, view: GradientView) -> None:
         """An optimizer's facts, for the report and the tab."""
@@ -230,21 +248,3 @@ class GradientMonitor(CalibratedCallback):
     def __getstate__(self) -> dict[str, Any]:
         """Without the open files."""
         return {**super().__getstate__(), "_recorder": None, "_course": None}
-
-
-def _writers(trainer: Any) -> list[Any] | None:
-    """The files of this rank's TensorBoard loggers; None where no rank has any. The same on every rank."""
-    if trainer is None:
-        return None
-    for logger in trainer.loggers:
-        with suppress(Exception):  # somebody else's logger, which will say so itself
-            getattr(logger, "experiment", None)  # opens its file, for which a TensorBoardLogger loads TensorBoard
-    writers: list[Any] = []
-    if "torch.utils.tensorboard" in sys.modules:
-        from lightning_calib.dashboard.event_file import record_writer
-
-        writers = [found for logger in trainer.loggers if (found := record_writer(logger)) is not None]
-    wanted = bool(writers)
-    if trainer.world_size > 1:
-        wanted = bool(trainer.strategy.broadcast(wanted))
-    return writers if wanted else None

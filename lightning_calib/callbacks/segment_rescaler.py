@@ -66,20 +66,25 @@ class SegmentRescaler(CalibratedCallback):
         self._clip, self._tag = clip, f".{name}" if name else ""
 
     def _start(self, fit: FitStart) -> str | None:
-        """Check the globs against the model's names; say what is left out, and what a warm-up leaves unbounded."""
+        """Look at the model; say what is left out, and what a warm-up leaves unbounded."""
+        names = self._learn(fit)
+        alike = [one for one in fit.participants if isinstance(one, SegmentRescaler) and one.dry_run == self.dry_run]
+        unnamed = [one for one in alike if one.name is None]
+        self._tag = f".{self.name}" if self.name else "" if unnamed[0] is self else f".{type(self).__name__}"
+        self._check_tag(alike[: alike.index(self)])
+        left_out = f"leaves out {_shortened(sorted(self._left_out))}" if self._left_out else ""
+        parts = [part for part in (left_out, self._unbounded(names)) if part]
+        return f"{self._label} {', and '.join(parts)}" if parts else None
+
+    def _learn(self, fit: FitStart) -> list[str]:
+        """Check the globs against the model's names, which it returns; find what is left out."""
         held = [name for view in fit.views for name in view.plan.names]
         names = list(dict.fromkeys([*Plan.of(fit.module).names, *held]))
         check_globs("rules", self.rules, names)
         if self.exclude != "auto":
             check_globs("exclude", self.exclude, names)
-        alike = [one for one in fit.participants if isinstance(one, SegmentRescaler) and one.dry_run == self.dry_run]
-        unnamed = [one for one in alike if one.name is None]
-        self._tag = f".{self.name}" if self.name else "" if unnamed[0] is self else f".{type(self).__name__}"
-        self._check_tag(alike[: alike.index(self)])
         self._left_out = frozenset(self._excluded(fit.module, names))
-        left_out = f"leaves out {_shortened(sorted(self._left_out))}" if self._left_out else ""
-        parts = [part for part in (left_out, self._unbounded(names)) if part]
-        return f"{self._label} {', and '.join(parts)}" if parts else None
+        return names
 
     def _unbounded(self, names: Sequence[str]) -> str:
         """In which steps it acts on no norm, however large: those of the warm-ups that have no bound."""
@@ -140,7 +145,7 @@ class SegmentRescaler(CalibratedCallback):
         """Judge each part, and rescale unless this is a dry run."""
         reduced = []
         for part in self._own[view.index].parts:
-            report = part.judge(view, self.norm_type, clip=self._clip)
+            report = part.judge(part.observe(view.reading(self.norm_type)), clip=self._clip)
             reduced.append(report.clipped.any())
             if not self.dry_run:
                 view.rescale(part.segments.spread(report.coefficients))

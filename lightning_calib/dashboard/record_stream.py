@@ -22,6 +22,8 @@ from lightning_calib.tensorboard.contract import (
     HISTOGRAMS,
     LAYERS,
     SCALARS,
+    SHADOW_COLUMNS,
+    SHADOWS,
     SIDES,
     STATISTICS,
 )
@@ -46,7 +48,7 @@ class RecordStream:
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
-        self.layers, self.totals = Pool(), Pool()
+        self.layers, self.totals, self.shadows = Pool(), Pool(), Pool()
         self.detector = EventDetector(rows.names)
         self.waiting: tuple[Event, ...] = ()
 
@@ -68,6 +70,11 @@ class RecordStream:
         following.totals, full = self.totals.add(row.step, row.totals, first, LATEST)
         if full.values is not None:
             found.append(self.rows.record(GLOBALS, full.values))
+        if row.shadows is not None:
+            last = torch.ones_like(row.shadows, dtype=torch.bool)
+            following.shadows, full = self.shadows.add(row.step, row.shadows, first, last)
+            if full.values is not None:
+                found.append(self.rows.record(SHADOWS, full.values))
         if row.histograms is not None:
             found.append(self.rows.record(HISTOGRAMS, row.histograms))
         events_record, following = following.flushed()
@@ -89,18 +96,20 @@ class RecordStream:
 
     def unfinished(self) -> tuple[list[Record], int]:
         """What the pools hold, and the step it is of: at the end of a run, and when the rows change. They keep it."""
-        pools = {LAYERS: self.layers.values, GLOBALS: self.totals.values}
+        pools = {LAYERS: self.layers.values, GLOBALS: self.totals.values, SHADOWS: self.shadows.values}
         found = [self.rows.record(kind, values) for kind, values in pools.items() if values is not None]
         return found, self.layers.step
 
     def saved(self) -> dict[str, Any]:
         """For the checkpoint: builtins and CPU tensors."""
+        shadows = self.rows.shadows.names
         return {
             "names": list(self.rows.names),
             "layers": self.layers.saved(),
             "totals": self.totals.saved(),
             "happenings": self.detector.saved(),
             "waiting": [list(event) for event in self.waiting],
+            **({"shadows": {**self.shadows.saved(), "names": list(shadows)}} if shadows else {}),
         }
 
     @staticmethod
@@ -121,10 +130,22 @@ class RecordStream:
             raise DamagedStateError(
                 f"`{key}.layers.rows`, `{key}.totals.rows` and `{key}.happenings.row` are not the same"
             )
+        if rows.shadows.names and "shadows" in saved:
+            found.shadows = _of_shadows(saved["shadows"], rows.shadows.names, f"{key}.shadows")
         if names != list(found.rows.names):
             found.layers, found.totals = found.layers._replace(values=None), found.totals._replace(values=None)
         found.waiting = tuple(Event(*one) for one in waiting)
         return found
+
+
+def _of_shadows(saved: Any, names: tuple[str, ...], key: str) -> Pool:
+    """What was saved of the same shadows; nothing of others."""
+    known = entry(saved, "names", key)
+    check_saved(known, ListOf(""), f"{key}.names")
+    pool = Pool.restored(
+        {name: one for name, one in saved.items() if name != "names"}, (len(known), len(SHADOW_COLUMNS)), key
+    )
+    return pool if known == list(names) else Pool()
 
 
 def _completed(totals: Any) -> Any:

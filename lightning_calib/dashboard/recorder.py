@@ -1,6 +1,8 @@
 """The writing side of the "Gradients" tab: rows in, records out, through the TensorBoard logger's own writer."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,11 +14,14 @@ from lightning_calib.dashboard.record_stream import RecordStream
 from lightning_calib.dashboard.records import Logged
 from lightning_calib.dashboard.stock_charts import furnish
 from lightning_calib.report.events import Event
+from lightning_calib.report.shadow_rows import ShadowNames
 from lightning_calib.steps.optimizer_memory import OptimizerMemory
 from lightning_calib.steps.optimizer_run import OptimizerRun
 from lightning_calib.steps.own_failure import ends_only_itself as _ends_only_itself
 from lightning_calib.steps.saved_state import Losses, of_optimizer
-from lightning_calib.tensorboard.contract import ABSENT, ABSENT_GLOBALS, FACTS, QUANTILES
+from lightning_calib.tensorboard.contract import ABSENT, ABSENT_GLOBALS, FACTS, QUANTILES, SHADOWS
+
+_NONE: Mapping[int, Tensor] = MappingProxyType({})
 
 
 class Recorder:
@@ -24,6 +29,7 @@ class Recorder:
 
     Args:
         writers: Where to; on another rank than zero there is none, but everything else is done there too.
+        shadows: Policies that are judged and never applied.
         histograms: Whether to count magnitudes.
         saved: The monitor's state from a checkpoint; empty without one.
         losses: Where to say what of it cannot be taken up.
@@ -33,6 +39,7 @@ class Recorder:
     def __init__(
         self,
         writers: list[RecordWriter],
+        shadows: ShadowNames = ShadowNames(),  # noqa: B008 - a tuple
         *,
         histograms: bool,
         saved: dict[str, Any],
@@ -40,6 +47,7 @@ class Recorder:
         warn: Callable[[str], None],
     ) -> None:
         self.writers, self.counts, self.kept, self.losses, self.warn = writers, histograms, saved, losses, warn
+        self.shadows = shadows
         self.off, self.told = False, False
         self.tables: dict[int, LayerTable] = {}  # by the optimizer's index
         self.facts: dict[int, str] = {}  # JSON by the optimizer's index, which goes with its next row
@@ -64,7 +72,7 @@ class Recorder:
     @_ends_only_itself
     def prepare(self, run: OptimizerRun) -> None:
         """Prepare for an optimizer's plan; what is known from before goes on."""
-        view, rows, old = run.view, rows_of(run.view), run.tab
+        view, rows, old = run.view, replace(rows_of(run.view), shadows=self.shadows), run.tab
         self.tables[view.index] = LayerTable(view, rows)
         saved, tab = None, TabMemory(RecordStream(rows))
         if old is not None:
@@ -107,7 +115,13 @@ class Recorder:
 
     @_ends_only_itself
     def close(
-        self, run: OptimizerRun, memory: OptimizerMemory, row: dict[str, float], values: Sequence[Tensor], step: int
+        self,
+        run: OptimizerRun,
+        memory: OptimizerMemory,
+        row: dict[str, float],
+        values: Sequence[Tensor],
+        step: int,
+        shadows: Tensor | None = None,
     ) -> tuple[list[Record], OptimizerMemory]:
         """The records of a row that is on the host, and what is remembered after it. It changes nothing."""
         (layers, quantiles, *counts), view, tab = values, run.view, memory.tab
@@ -124,6 +138,7 @@ class Recorder:
             histograms=counts[0] if counts else None,
             idle=empty | ~torch.tensor([one.requires_grad for one in view.plan.tensors], dtype=torch.bool),
             incidents=tab.incidents,
+            shadows=None if shadows is None else shadows.float().nan_to_num(ABSENT),
         )
         records, stream = tab.stream.after(logged)
         return [*self._facts_of(run), *records], memory.new_window()._replace(tab=TabMemory(stream))
@@ -160,12 +175,21 @@ class Recorder:
         run.tab = run.tab._replace(stream=run.tab.stream.with_event(Event(step, "summary", text)))
 
     @_ends_only_itself
-    def finish(self, runs: Iterable[OptimizerRun], step: int) -> None:
-        """The fit is over, or broken off: write what waits for more rows, and keep it for a run that resumes."""
+    def finish(self, runs: Iterable[OptimizerRun], step: int, shadows: Mapping[int, Tensor] = _NONE) -> None:
+        """The fit is over, or broken off: write what waits for more rows, and keep it for a run that resumes.
+
+        Args:
+            runs: What is held of the optimizers.
+            step: After the last.
+            shadows: By the optimizer's index: what has become of the shadows since the last row.
+        """
+        last = max(step - 1, self.last)
         for run in (run for run in runs if run.tab is not None):  # training may break off before it is prepared
             tab = run.tab
             self.write(*tab.stream.unfinished())
             records, stream = tab.stream.flushed()
+            if (table := shadows.get(run.view.index)) is not None:
+                self.write([tab.stream.rows.record(SHADOWS, table.nan_to_num(ABSENT))], last)
             self.write([*self._facts_of(run), *records], max(step, self.last + 1))
             run.tab = tab._replace(stream=stream)
         for writer in self.writers:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from lightning_calib.dashboard.event_file import Record
+from lightning_calib.report.shadow_rows import ShadowNames
 from lightning_calib.steps.step_record import GuardEvent
 from lightning_calib.tensorboard.contract import (
     GLOBAL_NAMES,
@@ -18,6 +19,8 @@ from lightning_calib.tensorboard.contract import (
     HISTOGRAMS,
     LAYERS,
     LOW_EXPONENT,
+    SHADOW_COLUMNS,
+    SHADOWS,
     SIDES,
     STATISTICS,
 )
@@ -33,6 +36,7 @@ class Logged(NamedTuple):
         histograms: Shape (2, M, 67), see ``HISTOGRAM_COLUMNS``; None where none was taken.
         idle: Shape (T,), bool: tensors that are meant to have no gradient.
         incidents: What guards have found since the last row.
+        shadows: Shape (S, 8), see ``SHADOW_COLUMNS``; None without shadows.
     """
 
     step: int
@@ -41,6 +45,7 @@ class Logged(NamedTuple):
     histograms: Tensor | None
     idle: Tensor
     incidents: tuple[GuardEvent, ...] = ()
+    shadows: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ class Rows:
         owners: For each the module that owns it.
         dims: For each its number of dimensions.
         estimated: For each whether the norms of weight and update are estimates.
+        shadows: What the numbers of a shadows record are of.
     """
 
     optimizer: int
@@ -64,6 +70,7 @@ class Rows:
     owners: tuple[str, ...]
     dims: tuple[int, ...]
     estimated: tuple[bool, ...]
+    shadows: ShadowNames = field(default=ShadowNames())  # a tuple
 
     @cached_property
     def modules(self) -> tuple[str, ...]:
@@ -90,6 +97,10 @@ class Rows:
         elif kind == HISTOGRAMS:
             about |= {"rows": self.modules, "sides": SIDES, "columns": HISTOGRAM_COLUMNS, "low": LOW_EXPONENT}
             digest = _digest(self.modules)
+        elif kind == SHADOWS:
+            names, policies, scopes = self.shadows
+            about |= {"rows": names, "policies": policies, "scopes": scopes, "columns": SHADOW_COLUMNS}
+            digest = _digest(names)
         return Record(f"calib/{kind}{digest}{self.suffix}", about, value)
 
 

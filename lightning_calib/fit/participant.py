@@ -1,6 +1,6 @@
 """What a callback needs of a fit, and its share of every step."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -174,8 +174,19 @@ class TabRecorder(StepRecorder, Protocol):
     def summarise(self, run: OptimizerRun, text: str, step: int) -> None:
         """Add a summary of the run to the events."""
 
-    def finish(self, runs: Iterable[OptimizerRun], step: int) -> None:
-        """The fit is over, or broken off: write what is left."""
+    def close(
+        self,
+        run: OptimizerRun,
+        memory: OptimizerMemory,
+        row: dict[str, float],
+        values: Sequence[Tensor],
+        step: int,
+        shadows: Tensor | None = None,
+    ) -> tuple[Sequence[Any], OptimizerMemory] | None:
+        """As of any recorder; with what has become of the shadows, shape (S, 8), nan where it is not known."""
+
+    def finish(self, runs: Iterable[OptimizerRun], step: int, shadows: Mapping[int, Tensor]) -> None:
+        """The fit is over, or broken off: write what is left; ``shadows`` by the optimizer's index, since its row."""
 
     def saved(self, memories: dict[int, OptimizerMemory]) -> dict[str, Any] | None:
         """For the checkpoint; None where the tab has ended."""

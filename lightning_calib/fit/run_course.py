@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from lightning_calib.fit.row_keeper import COLUMNS
+from lightning_calib.fit.row_recorder import RowRecorder
 from lightning_calib.fit.run_facts import rate_of, run_facts
 from lightning_calib.fit.run_numbers import run_numbers
 from lightning_calib.fit.session import Session
@@ -23,14 +24,15 @@ class RunCourse:
 
     Args:
         session: It holds what is remembered.
+        recorder: It has the shadows, if there are any.
         earlier: Whether the Trainer had taken steps before of which nothing is known.
 
     Attributes:
         epochs: That have ended.
     """
 
-    def __init__(self, session: Session, *, earlier: bool) -> None:
-        self.session, self.earlier = session, earlier
+    def __init__(self, session: Session, recorder: RowRecorder | None = None, *, earlier: bool) -> None:
+        self.session, self.recorder, self.earlier = session, recorder, earlier
         self.epochs = int(session.trainer.current_epoch)
         self.facts: dict[int, Facts] = {}  # by the optimizer's index
         self.told: set[str] = set()  # codes
@@ -50,7 +52,12 @@ class RunCourse:
     def runs(self, *, over: bool = False) -> list[Run]:
         """The numbers so far."""
         stopped = self._stopped() if over else "running"
-        return run_numbers(self.session, self.facts, earlier=self.earlier, epochs=self.epochs, stopped=stopped)
+        found = run_numbers(self.session, self.facts, earlier=self.earlier, epochs=self.epochs, stopped=stopped)
+        shadows, last = self.recorder.shadows if self.recorder else None, max(0, self.session.step - 1)
+        if shadows is None:
+            return found
+        rows = {run.view.index: shadows.rows(run, last) for run in self.session.runs.values()}
+        return [one._replace(shadows=rows[one.facts.position]) for one in found]
 
     def _stopped(self) -> Literal["finished", "early", "broken"]:
         trainer = self.session.trainer

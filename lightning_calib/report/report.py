@@ -10,6 +10,9 @@ from lightning_calib.report.finding import Finding
 from lightning_calib.report.measured import Measured, measure_all
 from lightning_calib.report.numbers import bad_steps, clippers, layers, optimizers, plain
 from lightning_calib.report.run import Run
+from lightning_calib.report.shadow import LIMITS, ShadowResult, sentence, shadow_results
+from lightning_calib.report.shadow import table as shadow_table
+from lightning_calib.report.suggestion import Suggestion, suggest
 from lightning_calib.report.verdict import rest, verdict
 from lightning_calib.report.wording import quoted
 
@@ -22,13 +25,16 @@ class Report:
 
     Args:
         runs: The numbers, one `Run` for each optimizer.
-        shadow: What policies would have done that were judged and not applied, in the order given.
+        shadow: What policies would have done that were judged and not applied; from the runs, where none are given.
 
     Attributes:
+        shadow: Tuple of `ShadowResult`: of each optimizer those that were given to ``GradientMonitor(shadow=...)``, in
+            that order. Neither verdict nor summary speaks of them.
         findings: Tuple of `Finding`, most important first; causes stand before what they cause, notes last.
         verdict: The first finding's sentence; where no finding is above a note, a sentence that begins "Nothing is
             wrong".
-        suggestion: What to change next: the first finding's advice; empty where nothing has to be done.
+        suggestion: Tuple of `Suggestion`, one for each optimizer: which clip value, with its reason.
+        next: What to change next: the first finding's advice; empty where nothing has to be done.
 
     Raises:
         TypeError: If ``runs`` is not a sequence of `Run`.
@@ -42,27 +48,30 @@ class Report:
     """
 
     runs: Sequence[Run] = field(repr=False)
-    shadow: tuple[Any, ...] = field(default=(), repr=False)
+    shadow: tuple[ShadowResult, ...] = field(default=(), repr=False)
     findings: tuple[Finding, ...] = field(init=False)
     verdict: str = field(init=False)
-    suggestion: str = field(init=False)
+    suggestion: tuple[Suggestion, ...] = field(init=False, repr=False)
+    next: str = field(init=False)
     _more: tuple[str, ...] = field(init=False, repr=False)
     _measured: tuple[Measured, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.runs, Run) or not _all_are(self.runs, Run):
             raise TypeError(f"`runs` must be a sequence of Run, got {quoted(self.runs)}. Write Report([run]).")
-        if not _all_are(self.shadow, tuple):
+        if not _all_are(self.shadow, ShadowResult):
             raise TypeError(f"`shadow` must be a sequence of ShadowResult, got {quoted(self.shadow)}. Use () for none.")
         measured = measure_all(self.runs)
+        each = [shadow_results(run.shadows, run.facts.position) for run in self.runs if run.shadows is not None]
         findings = diagnose(measured)
         first = findings[0] if findings and findings[0].severity != "note" else None
         for name, value in {
             "runs": tuple(self.runs),
-            "shadow": tuple(self.shadow),
+            "shadow": tuple(self.shadow) or tuple(one for results in each for one in results),
             "findings": findings,
             "verdict": verdict(measured, findings),
-            "suggestion": first.advice if first else "",
+            "suggestion": suggest(measured, findings),
+            "next": first.advice if first else "",
             "_more": tuple(rest(measured, findings)),
             "_measured": measured,
         }.items():
@@ -76,24 +85,26 @@ class Report:
         """Everything, of builtins that JSON knows: a number that is not known, or was inf or nan, is None.
 
         Returns:
-            ``schema`` (1; a key that is removed or changes its meaning counts it up), ``verdict``, ``suggestion``,
-            ``findings`` (the fields of `Finding`, and ``link``), ``optimizers``, ``clippers`` (``name``, ``clip_rate``,
-            ``kind``, ``optimizer``, ``max_norm``), ``layers`` (one entry for each tensor), ``bad_steps``, ``shadow``.
+            ``schema`` (1; a key that is removed or changes its meaning counts it up), ``verdict``, ``next``,
+            ``suggestion`` (the fields of `Suggestion`), ``findings`` (the fields of `Finding`, and ``link``),
+            ``optimizers``, ``clippers`` (``name``, ``clip_rate``, ``kind``, ``optimizer``, ``max_norm``), ``layers``
+            (one entry for each tensor), ``bad_steps``, ``shadow`` (the fields of `ShadowResult`).
         """
         return {
             "schema": SCHEMA,
             "verdict": self.verdict,
-            "suggestion": self.suggestion,
+            "next": self.next,
+            "suggestion": [plain(one._asdict()) for one in self.suggestion],
             "findings": [plain(one._asdict() | {"link": link(one.code)}) for one in self.findings],
             "optimizers": [optimizers(one) for one in self._measured],
             "clippers": [row for one in self._measured for row in clippers(one)],
             "layers": [row for one in self._measured for row in layers(one)],
             "bad_steps": [row for one in self._measured for row in bad_steps(one)],
-            "shadow": [plain(one._asdict() if hasattr(one, "_asdict") else one) for one in self.shadow],
+            "shadow": [plain(one._asdict() | {"course": one.course and one.course._asdict()}) for one in self.shadow],
         }
 
     def to_markdown(self) -> str:
-        """The verdict, the findings with their advice, and tables of optimizers and clippers."""
+        """The verdict, the findings with their advice, and tables of optimizers, clippers and shadows."""
         lines = [f"**{self.verdict}**", ""]
         for one in self.findings:
             lines.append(f"- **{one.severity}** [`{one.code}`]({link(one.code)}): {one.sentence}" + _spaced(one.advice))
@@ -102,8 +113,10 @@ class Report:
         for title, rows in (
             ("Optimizers", [optimizers(one) for one in self._measured]),
             ("Clippers", [row for one in self._measured for row in clippers(one)]),
+            ("Shadows", shadow_table(self.shadow)),
         ):
             lines += _table(title, rows)
+        lines += [LIMITS] if self.shadow else []
         return "\n".join(lines).rstrip() + "\n"
 
     def _repr_html_(self) -> str:
@@ -117,6 +130,9 @@ class Report:
         lines = [self.verdict, *self._more]
         for one in self.findings:
             lines.append(f"[{one.severity}] {one.code}: {one.sentence}" + _spaced(one.advice) + f" ({link(one.code)})")
+        if self.shadow:
+            several = len({one.optimizer for one in self.shadow}) > 1
+            lines += [f"Judged and never applied. {LIMITS}", *(sentence(one, several=several) for one in self.shadow)]
         return "\n".join(lines)
 
 

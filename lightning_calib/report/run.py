@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_calib.report.bad_step import BadStep
+from lightning_calib.report.shadow_rows import ShadowRows
 
 Floats = NDArray[np.float64]
 Kind = Literal["adam", "sign", "muon", "sgd", "other"]
@@ -234,6 +235,7 @@ class Run(NamedTuple):
         clippers: Who reduced the gradient how often.
         norms: Of all steps; None where only those of rows are known, or none was usable.
         bad_steps: What guards have found, the first 200 of a fit in memory, those that are listed of an event file.
+        shadows: What policies would have done; None where none was judged.
     """
 
     facts: Facts
@@ -243,3 +245,4 @@ class Run(NamedTuple):
     clippers: tuple[Clipper, ...] = ()
     norms: Norms | None = None
     bad_steps: tuple[BadStep, ...] = ()
+    shadows: ShadowRows | None = None

@@ -116,9 +116,14 @@ class GradientView:
         """The 2-norm of the whole gradient as it is now, 0-d."""
         return self.reading().norm
 
-    def measure(self, norm_type: float = 2.0) -> Reading:
-        """Read the gradients, as those of a whole window: Lightning divides those of a short one by as many parts."""
-        found = measure(self.plan, self.gradients, norm_type, self.units, self._read_scaled)
+    def measure(self, norm_type: float = 2.0, *, units: bool = False) -> Reading:
+        """Read the gradients, as those of a whole window: Lightning divides those of a short one by as many parts.
+
+        Args:
+            norm_type: The p of the p-norm.
+            units: Whether units must be measured although no callback needs them.
+        """
+        found = measure(self.plan, self.gradients, norm_type, self.units or units, self._read_scaled)
         if self.window_scale != 1.0:
             found = found.rescaled(found.pieces.new_full((1,), self.window_scale))
         if self.scale is None:

@@ -9,6 +9,7 @@ from lightning_calib.functional.plan import Plan
 from lightning_calib.steps.counts import ClipCounts, StepCounts
 from lightning_calib.steps.norm_history import NormHistory
 from lightning_calib.steps.run_history import RunHistory
+from lightning_calib.steps.shadow_history import ShadowHistory
 from lightning_calib.steps.step_record import StepRecord
 
 
@@ -21,6 +22,7 @@ class OptimizerMemory(NamedTuple):
         norms: The norms of the run, where GradientMonitor wants them.
         tab: What the tab's records remember, where there is a tab.
         history: What the report needs of the run, where GradientMonitor wants it.
+        shadows: What policies would have done that are judged and never applied, where GradientMonitor has any.
     """
 
     steps: StepCounts
@@ -28,6 +30,7 @@ class OptimizerMemory(NamedTuple):
     norms: NormHistory | None = None
     tab: Any = None
     history: RunHistory | None = None
+    shadows: ShadowHistory | None = None
 
     @staticmethod
     def empty(plan: Plan) -> "OptimizerMemory":
@@ -49,6 +52,7 @@ class OptimizerMemory(NamedTuple):
         return self.add_clips(*records)._replace(
             steps=self.steps.add(*records, scaled=scaled, fused=fused),
             norms=self.norms if self.norms is None or not norms else self.norms.add(torch.stack(norms)),
+            shadows=self.shadows if self.shadows is None else self.shadows.add(*records),
         )
 
     def add_clips(self, *records: StepRecord) -> "OptimizerMemory":

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from lightning_calib.functional.contract import check_policy
-from lightning_calib.functional.judge import Policy, SegmentReport, State, fresh_state, judge, observe
+from lightning_calib.functional.judge import Observation, Policy, SegmentReport, State, fresh_state, judge, observe
+from lightning_calib.functional.norms import Reading
 from lightning_calib.functional.saved_state import check_kind, entry
 from lightning_calib.functional.segment_names import segment_names
 from lightning_calib.functional.segments import Segments
-from lightning_calib.steps.gradient_view import GradientView
 from lightning_calib.steps.saved_state import Losses, pack, unpack
 
 
@@ -25,9 +25,12 @@ class Part:
         self.state: State = fresh_state(policy, segments)
         self.report: SegmentReport | None = None
 
-    def judge(self, view: GradientView, norm_type: float, *, clip: bool) -> SegmentReport:
+    def observe(self, reading: Reading) -> Observation:
+        """What the policy sees of a reading."""
+        return observe(self.segments, reading, weights=self.policy.needs_weights)
+
+    def judge(self, observation: Observation, *, clip: bool) -> SegmentReport:
         """Judge this step's norms; the state moves on."""
-        observation = observe(self.segments, view.reading(norm_type), weights=self.policy.needs_weights)
         self.report, self.state = judge(self.policy, observation, self.state, self.names, clip=clip)
         return self.report
 

@@ -50,7 +50,7 @@ def of_optimizer(state: dict[str, Any], section: str, index: int) -> dict[str, A
     Raises:
         DamagedStateError: If it is no dictionary, or missing although another section knows the optimizer.
     """
-    place, optional = str(index), section in ("dashboard", "report")
+    place, optional = str(index), section in ("dashboard", "report", "shadows")
     known = any(isinstance(one := state.get(name), dict) and place in one for name in ("optimizers", "tally"))
     if state.get(section) is None and (optional or not known):
         return None

@@ -104,6 +104,7 @@ class StepRecord(NamedTuple):
         norm_left: 2-norm as the last of ours left it, 0-d; None where nobody needs to know.
         fired: What each clipping callback did.
         kept: What everybody left, where it can be computed.
+        shadows: What policies would have done that are judged and never applied, shape (S, 3), see `Shadow.judge`.
         overflow: What the guard found, on a step that it found to be bad.
         spike: Whether it was dropped because its norm or its loss was a spike: no history of norms takes it in.
         rewound: How many earlier steps a rewind has undone; known on the first step that is taken after it.
@@ -123,6 +124,7 @@ class StepRecord(NamedTuple):
     norm_left: Tensor | None = None
     fired: tuple[Fired, ...] = ()
     kept: Kept | None = None
+    shadows: Tensor | None = None
     overflow: Overflow | None = None
     spike: bool = False
     rewound: int = 0

@@ -4,11 +4,11 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from lightning_calib.tensorboard.contract import EVENTS, FACTS, GLOBALS, HISTOGRAMS, LAYERS, VERSION
+from lightning_calib.tensorboard.contract import EVENTS, FACTS, GLOBALS, HISTOGRAMS, LAYERS, SHADOWS, VERSION
 from lightning_calib.tensorboard.refused import Refused, require, shown
 
 TEXTS = (EVENTS, FACTS)  # kinds of records that are texts
-KINDS = (LAYERS, GLOBALS, HISTOGRAMS, *TEXTS)
+KINDS = (LAYERS, GLOBALS, HISTOGRAMS, SHADOWS, *TEXTS)
 FOLDS = ("l2", "max")
 MOST_METADATA = 2**26  # bytes; a name of 40 characters takes about 100
 MOST_NUMBERS = 2**24  # numbers in one record, 64 MiB
@@ -22,14 +22,16 @@ class About:
         kind: One of `KINDS`.
         optimizer: Its index, from 0.
         optimizer_name: Its class.
-        rows: Names of the parameters (layers) or paths of the modules (hist).
+        rows: Names of the parameters (layers) or of the shadows, or paths of the modules (hist).
         owners: Path of the module that owns each row.
         dims: Number of dimensions of each row's tensor.
         estimated: Whether weight and update norms of the row are estimates.
         stats: Columns of a layers record, and the fold of each.
         names: Entries of a globals record.
         sides: First axis of a hist record.
-        columns: Last axis of a hist record.
+        columns: Last axis of a hist record, or of a shadows record.
+        policies: Of each shadow, as a constructor's call.
+        scopes: What makes a segment of each shadow.
         low: Exponent of the first histogram column.
     """
 
@@ -44,6 +46,8 @@ class About:
     names: list[str] = field(default_factory=list)
     sides: list[str] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)
+    policies: list[str] = field(default_factory=list)
+    scopes: list[str] = field(default_factory=list)
     low: int = 0
 
     @property
@@ -53,6 +57,7 @@ class About:
             LAYERS: (self.rows, self.stats),
             GLOBALS: (self.names,),
             HISTOGRAMS: (self.sides, self.rows, self.columns),
+            SHADOWS: (self.rows, self.columns),
             EVENTS: (),
             FACTS: (),
         }
@@ -126,11 +131,21 @@ def _histograms(found: dict[str, Any]) -> dict[str, Any]:
     return {**named, "low": _whole(found, "low", -2000, 2000)}
 
 
+def _shadows(found: dict[str, Any]) -> dict[str, Any]:
+    rows, columns = _names(found, "rows"), _names(found, "columns")
+    return {
+        "rows": rows,
+        "columns": columns,
+        **{key: _each(found, key, str, len(rows)) for key in ("policies", "scopes")},
+    }
+
+
 def _text(found: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-_READERS = {LAYERS: _layers, GLOBALS: _globals, HISTOGRAMS: _histograms, **dict.fromkeys(TEXTS, _text)}
+_NUMBERS = {LAYERS: _layers, GLOBALS: _globals, HISTOGRAMS: _histograms, SHADOWS: _shadows}
+_READERS = {**_NUMBERS, **dict.fromkeys(TEXTS, _text)}
 
 
 def _all(found: dict[str, Any], key: str, kind: type) -> Any:

@@ -13,6 +13,7 @@ ABSENT_SIGNED = float("-inf")
 # Kinds of records, and their tags: "calib/<kind>", with ".<digest of the rows>" where there are rows, then the
 # optimizer's suffix ("/0", "/1", ... with several optimizers).
 LAYERS, GLOBALS, HISTOGRAMS, EVENTS, FACTS = "layers", "globals", "hist", "events", "facts"
+SHADOWS = "shadows"
 
 # Columns of a layer record, shape (rows, columns), and how a module's value follows from those of its tensors:
 # "l2" is the root of the sum of squares, "max" the largest.
@@ -135,6 +136,19 @@ SIDES = ("before", "after")
 LOW_EXPONENT, HIGH_EXPONENT = -48, 15
 HISTOGRAM_COLUMNS = ("zero", "nonfinite", "top", *map(str, range(LOW_EXPONENT, HIGH_EXPONENT + 1)))
 ABSENT_EXPONENT = -9999.0
+
+# Columns of a shadows record, shape (shadows, columns): policies that were judged and never applied. All but
+# `clip_fraction` and `threshold` are since the shadows began, so that the last record says what became of them.
+SHADOW_COLUMNS = (
+    "clip_rate",  # share of the steps on which it would have reduced the gradient
+    "mean_factor",  # mean over steps of the mean over segments of what a segment would have been multiplied by
+    "lowest_factor",  # the least of them
+    "threshold",  # target norm in the step that is logged; the median over segments
+    "kept",  # mean share of the gradient's norm that would have been left
+    "agreement",  # share of the steps on which it would have reduced the gradient and somebody did, or neither
+    "clip_fraction",  # as `clip_rate`, since the last row
+    "steps",
+)
 
 # Kinds of events. One is {"step": int, "kind": str, "text": str, "layer": str or None, "value": float or None}.
 # Of what a guard has found (nonfinite, spike, rewind) the step is the very one, and there is no value.

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_calib.report.run import Floats
+from lightning_calib.report.shadow_rows import ShadowRows
 from lightning_calib.tensorboard.facts_record import FactsRecord
 
 
@@ -45,6 +46,7 @@ class OptimizerRows(NamedTuple):
         layers: Rows of tensors; None without any.
         facts: What stays the same; None in files of the first edition.
         events: What happened to it, as in `EventRows`.
+        shadows: Of policies that were judged and never applied; None without any.
     """
 
     optimizer: int
@@ -54,6 +56,7 @@ class OptimizerRows(NamedTuple):
     layers: LayerRows | None
     facts: FactsRecord | None
     events: tuple[Mapping[str, Any], ...] = ()
+    shadows: ShadowRows | None = None
 
 
 @dataclass(frozen=True, eq=False)

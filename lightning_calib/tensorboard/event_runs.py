@@ -7,6 +7,7 @@ import numpy as np
 
 from lightning_calib.report.bad_step import BadStep
 from lightning_calib.report.run import Clipper, Counts, Facts, Floats, How, Layers, Run, Scalars
+from lightning_calib.report.shadow_rows import ShadowRows
 from lightning_calib.tensorboard.contract import GUARDED_KINDS
 from lightning_calib.tensorboard.even_rows import groups
 from lightning_calib.tensorboard.event_rows import EventRows, LayerRows, OptimizerRows
@@ -32,7 +33,15 @@ def _run(rows: OptimizerRows, optimizers: int) -> Run:
     clippers = tuple(_with_rate(one, told.clippers, rows.scalars) for one in told.clippers)
     known = [one for one in rows.events if one["kind"] in GUARDED_KINDS and one["value"] is None]
     bad = tuple(BadStep(int(one["step"]), one["kind"], one["layer"]) for one in known)
-    return Run(told.facts, counts, scalars, layers, clippers, bad_steps=bad)
+    shadows = None if rows.shadows is None else _even(rows.shadows)
+    return Run(told.facts, counts, scalars, layers, clippers, bad_steps=bad, shadows=shadows)
+
+
+def _even(rows: ShadowRows) -> ShadowRows:
+    """At most some hundred rows, as a fit keeps them."""
+    into = groups(rows.step, np.ones(len(rows.step), bool), MOST_LAYER_ROWS)
+    values = {name: into.joined(found, name) for name, found in rows.values.items()}
+    return rows._replace(step=into.steps(rows.step), values=values)
 
 
 def _scalars(rows: OptimizerRows) -> Scalars:

@@ -11,9 +11,20 @@ from numpy.typing import NDArray
 from tensorboard.util.tensor_util import make_ndarray
 
 from lightning_calib.report.run import Floats
+from lightning_calib.report.shadow_rows import ShadowRows
 from lightning_calib.report.wording import quoted
 from lightning_calib.tensorboard.about import parse
-from lightning_calib.tensorboard.contract import ABSENT, ABSENT_GLOBALS, EVENTS, FACTS, GLOBALS, HISTOGRAMS, LAYERS
+from lightning_calib.tensorboard.contract import (
+    ABSENT,
+    ABSENT_GLOBALS,
+    EVENTS,
+    FACTS,
+    GLOBALS,
+    HISTOGRAMS,
+    LAYERS,
+    SHADOW_COLUMNS,
+    SHADOWS,
+)
 from lightning_calib.tensorboard.event_files import Found, Loaded, RunFiles, load, standing
 from lightning_calib.tensorboard.event_rows import EventRows, LayerRows, OptimizerRows
 from lightning_calib.tensorboard.facts_record import FactsRecord, parse_facts
@@ -38,8 +49,9 @@ def read_events(logdir: str | PathLike[str]) -> EventRows:
         logdir: The folder of one run, such as ``"lightning_logs/version_0"``, or one above it.
 
     Returns:
-        `EventRows`: of each optimizer ``scalars`` by name, ``layers`` with the names of the parameters, and ``facts``;
-        of the run ``events`` in words, and ``problems`` with what could not be read. ``to_pandas()`` makes one table.
+        `EventRows`: of each optimizer ``scalars`` by name, ``layers`` with the names of the parameters, ``facts`` and
+        ``shadows``; of the run ``events`` in words, and ``problems`` with what could not be read. ``to_pandas()``
+        makes one table.
 
     Raises:
         FileNotFoundError: If there is no such folder, or no run with records of ours in it.
@@ -153,7 +165,8 @@ def _optimizer(
     name = max(series, key=lambda one: one.last_step).about.optimizer_name if series else ""
     layers = _layers([one for one in records if one.about.kind == LAYERS])
     facts = _facts([one for one in records if one.about.kind == FACTS], problems)
-    return OptimizerRows(index, name, step, scalars, layers, facts)
+    shadows = _shadows([one for one in records if one.about.kind == SHADOWS])
+    return OptimizerRows(index, name, step, scalars, layers, facts, shadows=shadows)
 
 
 def _scalars(records: list[Records], tags: dict[str, list[Found]]) -> tuple[NDArray[np.int64], dict[str, Floats]]:
@@ -195,6 +208,17 @@ def _layers(records: list[Records]) -> LayerRows | None:
     assert table is not None  # noqa: S101  # every record has a statistic: `about` has checked it
     owners, dims, estimated = zip(*(known[name] for name in table.labels), strict=True)
     return LayerRows(tuple(table.labels), owners, dims, estimated, table.steps, values)
+
+
+def _shadows(records: list[Records]) -> ShadowRows | None:
+    """Those of the newest records: with other shadows, a resumed run begins anew."""
+    if not records:
+        return None
+    about, table = records[-1].about, np.stack(records[-1].values).astype(np.float64)
+    marked = np.where(np.isfinite(table) & (table >= 0), table, np.nan)
+    values = {name: marked[:, :, i] for i, name in enumerate(about.columns)}
+    known = {name: values.get(name, np.full(table.shape[:2], np.nan)) for name in SHADOW_COLUMNS}
+    return ShadowRows(tuple(about.rows), tuple(about.policies), tuple(about.scopes), records[-1].steps, known)
 
 
 def _facts(records: list[Records], problems: list[str]) -> FactsRecord | None:

@@ -38,6 +38,11 @@ GRID = {"norm_type": 3.0, **USUAL}
 # Every argument another than by default, and what its `repr` must show.
 SET: dict[str, tuple[dict[str, Any], str]] = {
     "GradientMonitor": (made("GradientMonitor", every_n_steps=7, layers=False, histograms=True), "layers=False"),
+    "shadows": (
+        made("GradientMonitor", shadow=[0.5, made("ZScore", z_max=3.0, warmup_max_norm=2.0), made("AGC", factor=0.1)]),
+        "shadow=[0.5, ZScore(z_max=3.0,",
+    ),
+    "the sensible shadows": (made("GradientMonitor", shadow=True), "shadow=True"),
     "GradientClip": (
         made("GradientClip", policy=made("EMARelative", factor=1.2, decay=0.9), scope="layer", **GRID),
         "policy=EMARelative(factor=1.2, decay=0.9,",

@@ -43,7 +43,8 @@ FUZZ = settings(
 
 def every() -> list[Any]:
     """Of each one; the burst is a spike to SpikeGuard."""
-    return callbacks_with_state.every(2, ZScore(4.0, warmup_steps=3))
+    shadow = [0.4, GradientClip(callbacks_with_state.SPIKES, scope="layer")]
+    return callbacks_with_state.every(2, ZScore(4.0, warmup_steps=3), shadow)
 
 
 def run(callbacks: list[Any], steps: int = END, gains: dict[int, float] | None = None, **kwargs: Any) -> Any:
@@ -100,6 +101,7 @@ LADDER, SIGNALS = ("optimizers", "0", "ladder"), ("optimizers", "0", "signals")
 COUNT = "how often it reduced gradients"
 TAB = "what the Gradients tab remembers"
 REPORT = "what the report knows of the run"
+SHADOWS = "what is known of its shadows"
 LOST: list[tuple[tuple[Any, ...], Any, str, str]] = [
     # The six places in which a missing key was not told, or ended the tab.
     (("ZClip", "tally"), REMOVED, "`state.tally` is missing", "its copy of the counts of steps"),
@@ -117,6 +119,17 @@ LOST: list[tuple[tuple[Any, ...], Any, str, str]] = [
     ),
     (("GradientMonitor", "report", "0", "losses"), REMOVED, "`report.0.losses` is missing", REPORT),
     (("GradientMonitor", "report", "0", "window", "given"), 3, "`report.0.window.given` must be a list, got 3", REPORT),
+    (("GradientMonitor", "shadows", "0", "names"), REMOVED, "`shadows.0.names` is missing", SHADOWS),
+    (("GradientMonitor", "shadows", "0", "counts", "fired"), 3, "`shadows.0.counts.fired` must be a tensor", SHADOWS),
+    (("GradientMonitor", "shadows", "0", "counts", "steps"), 1, "`shadows.0.counts` contradicts itself", SHADOWS),
+    (("GradientMonitor", "shadows", "0", "rows", "seen"), 99, "`shadows.0.rows` contradicts itself", SHADOWS),
+    (
+        ("GradientMonitor", "shadows", "0", "learnt", "MaxNorm(0.4)"),
+        REMOVED,
+        "`shadows.0.learnt.MaxNorm(0.4)` is missing",
+        "what its shadows have learnt",
+    ),
+    (("GradientMonitor", "dashboard", "0", "shadows"), 3, "`dashboard.0.shadows` must be a dictionary, got 3", TAB),
     (("GradientMonitor", "report", "0", "layers", "seen"), 999, "`report.0.layers` contradicts itself", REPORT),
     # Sections and books.
     (("ZClip",), "junk", "`state` must be a dictionary, got 'junk'", "all that it remembered"),

@@ -100,8 +100,10 @@ def test_meta_tensors_cannot_be_looked_at(act):
         getattr(torch.ones((), device="meta"), act)()
 
 
+SHADOWS = [GradientClip(one, scope=scope) for one in POLICIES.values() for scope in SCOPES]
 CALLBACKS = {
     "monitor": GradientMonitor,
+    "shadows": partial(GradientMonitor, shadow=[AGC(exclude=()), *SHADOWS]),
     **{
         f"clip {name} {scope}": partial(GradientClip, policy, scope=scope)
         for name, policy in POLICIES.items()
@@ -121,7 +123,8 @@ CALLBACKS = {
 
 @pytest.mark.parametrize("make", CALLBACKS.values(), ids=CALLBACKS)
 def test_unlogged_steps_never_look(make):
-    _fit_on_meta(make(), GradientMonitor() if make is not GradientMonitor else GradientClip(1.0))
+    one = make()
+    _fit_on_meta(one, GradientClip(1.0) if isinstance(one, GradientMonitor) else GradientMonitor())
 
 
 @pytest.mark.parametrize("make", CALLBACKS.values(), ids=CALLBACKS)

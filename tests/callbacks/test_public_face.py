@@ -45,7 +45,7 @@ RULES = "rules=None, dry_run=False, name=None"
 GRID = f'scope="global", norm_type=2.0, {RULES}'
 WARMUP = "warmup_max_norm=None"
 SIGNATURES = {
-    "GradientMonitor": "every_n_steps=None, *, layers=True, histograms=False",
+    "GradientMonitor": "every_n_steps=None, *, layers=True, histograms=False, shadow=None",
     "GradientClip": f"policy=Percentile(95), *, {GRID}",
     "GradientNormalize": f"target=1.0, *, {GRID}",
     "GradientValueClip": "max_value",
@@ -73,6 +73,10 @@ SIGNATURES = {
     "read_events": "logdir",
     "functional.clip_grad_": 'parameters, policy, state=None, *, scope="global", norm_type=2.0',
     "Report": "runs, shadow=()",
+    "ClipSuggestion": "report",
+    "clip_find": "trainer, model, train_dataloaders=None, *, datamodule=None, num_steps=200, policies=None",
+    "ShadowResult": "name, policy, clip_rate, mean_factor=None, lowest_factor=None, threshold=None, optimizer=0, "
+    'scope="global", kept=None, agreement=None, steps=0, course=None',
     "Finding": 'code, severity, sentence, advice="", evidence={}, optimizer=None, layers=(), steps=None',
 }
 MADE_FOR_USERS = {
@@ -96,7 +100,7 @@ def forward(module: Any, batch: Any) -> None:
 # Every argument another than by default.
 USUAL = {"dry_run": True, "name": "mine", "rules": {"net.0.*": 0.5, "*.bias": None, "net.*": ZScore(3.0)}}
 SET: dict[str, dict[str, Any]] = {
-    "GradientMonitor": {"every_n_steps": 7, "layers": False, "histograms": True},
+    "GradientMonitor": {"every_n_steps": 7, "layers": False, "histograms": True, "shadow": [MaxNorm(1.0), AGC(0.1)]},
     "GradientClip": {"policy": EMARelative(1.2), "scope": "layer", "norm_type": math.inf, **USUAL},
     "GradientNormalize": {"target": Percentile(90), "scope": "unit", "norm_type": 3.0, **USUAL},
     "GradientValueClip": {"max_value": 0.5},

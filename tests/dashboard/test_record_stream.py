@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import torch
 from helpers.tiny_modules import different, same_bits
@@ -12,7 +13,8 @@ from lightning_calib.dashboard.decimation import MOST
 from lightning_calib.dashboard.record_stream import LATEST, RecordStream
 from lightning_calib.dashboard.records import Logged, Rows
 from lightning_calib.report.events import Event
-from lightning_calib.tensorboard.contract import ABSENT, GLOBAL_NAMES, HISTOGRAM_COLUMNS, STATISTICS
+from lightning_calib.report.shadow_rows import ShadowNames
+from lightning_calib.tensorboard.contract import ABSENT, GLOBAL_NAMES, HISTOGRAM_COLUMNS, SHADOW_COLUMNS, STATISTICS
 
 NAMES = ("a.weight", "a.bias", "b.weight")
 
@@ -197,3 +199,46 @@ def test_a_row_leaves_the_stream_that_it_is_given_as_it_is():
     same_bits(first[1].saved(), second[1].saved())
     with different("the row is remembered"):
         same_bits(first[1].saved(), kept)
+
+
+SHADOWS = ShadowNames(("a", "b"), ("A()", "B()"), ("global", "unit"))
+
+
+def shadowed(step):
+    values = torch.rand(2, len(SHADOW_COLUMNS), generator=torch.Generator().manual_seed(step))
+    return logged(step)._replace(shadows=values)
+
+
+def of_shadows(stream, span):
+    found = [(step, one) for step in span for one in stream.take(shadowed(step))]
+    return [(step, one) for step, one in found if one.about["kind"] == "shadows"]
+
+
+def test_a_record_of_shadows_is_that_of_the_last_of_its_rows():
+    """One for each row up to 1,000, then one for two, the last of them; also after a pause."""
+    stream = Stream(replace(rows(), shadows=SHADOWS))
+    found = of_shadows(stream, range(MOST + 1))
+    assert [step for step, _ in found] == list(range(MOST))
+    (waiting,) = [one for one in stream.unfinished()[0] if one.about["kind"] == "shadows"]
+    assert torch.equal(waiting.value, shadowed(MOST).shadows)
+    paused = stream.saved()
+    again = Stream(replace(rows(), shadows=SHADOWS))
+    again.restore(paused)
+    wanted = of_shadows(stream, range(MOST + 1, MOST + 6))
+    same(of_shadows(again, range(MOST + 1, MOST + 6)), wanted)
+    assert [step for step, _ in wanted] == [MOST + 1, MOST + 3, MOST + 5]
+    assert all(torch.equal(one.value, shadowed(step).shadows) for step, one in wanted)
+    assert found[0][1].about["rows"] == ("a", "b")
+    assert found[0][1].tag.startswith("calib/shadows.")
+
+
+def test_what_waits_of_other_shadows_is_left_out():
+    stream = Stream(replace(rows(), shadows=SHADOWS))
+    of_shadows(stream, range(MOST + 1))
+    other = Stream(replace(rows(), shadows=SHADOWS._replace(names=("a", "c"))))
+    other.restore(stream.saved())
+    assert (other.shadows.values, other.layers.rows) == (None, MOST + 1)
+    none = Stream(rows())
+    none.restore(stream.saved())
+    assert none.shadows.values is None
+    assert "shadows" not in none.saved()

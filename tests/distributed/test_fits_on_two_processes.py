@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from two_processes import fits, memory, others
+from two_processes import find, fits, memory, others
 from two_processes.launch import CASES
 
-MODULES = (fits.__name__, others.__name__, memory.__name__)
+MODULES = (find.__name__, fits.__name__, others.__name__, memory.__name__)
 NAMES = [name for name, function in CASES.items() if function.__module__ in MODULES]
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")

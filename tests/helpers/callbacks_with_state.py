@@ -27,7 +27,7 @@ from lightning_calib.policies.zscore import ZScore
 SPIKES = Percentile(60, window=4, warmup_steps=2)
 
 
-def every(rows: int, spikes: ZScore) -> list[Any]:
+def every(rows: int, spikes: ZScore, shadow: Any = None) -> list[Any]:
     """One of each; a row every so many steps, and ``spikes`` is what SpikeGuard goes by."""
     return [
         NonFiniteGuard("skip"),
@@ -43,5 +43,5 @@ def every(rows: int, spikes: ZScore) -> list[Any]:
         GradientNormalize(EMARelative(warmup_steps=2)),
         GradientValueClip(0.5),
         GradientCentralize(),
-        GradientMonitor(rows, histograms=True),
+        GradientMonitor(rows, histograms=True, shadow=shadow),
     ]

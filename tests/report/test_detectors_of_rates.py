@@ -234,7 +234,7 @@ def test_a_loss_that_grew_before_the_nan_has_diverged():
         report.verdict
         == "Training diverged: the loss rose from 2.4 to 1e+07 by step 204, then the gradient was inf or nan."
     )
-    assert "`lr=0.01`" in report.suggestion
+    assert "`lr=0.01`" in report.next
 
 
 @pytest.mark.parametrize(("norm", "code"), [(1e12, "diverged"), (1e4, "nonfinite")])

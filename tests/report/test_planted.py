@@ -6,11 +6,15 @@ from collections import Counter
 from functools import cache
 
 import pytest
+from helpers.contradictions import contradictions
 from helpers.monitored import Monitored
 from helpers.plain_recorder import PlainRecorder
 from report.planted.example_runs import TwoProcesses
 from report.planted.fit import Case
 from report.planted.table import FAULTS, HEALTHY, Score, score
+
+from lightning_calib.report import Report
+from lightning_calib.report.run import Run
 
 CODES = {
     *("nonfinite", "diverged", "clip-below-eps", "rate-too-high", "rate-cut", "clip-cuts-rate"),
@@ -34,8 +38,13 @@ def part(cases: tuple[Case, ...]) -> list[Case]:
 
 
 @cache
+def runs_of(case: Case, recorder_of: type = PlainRecorder) -> list[Run]:
+    return case.run(recorder_of=recorder_of)
+
+
+@cache
 def scored(case: Case, recorder_of: type = PlainRecorder) -> Score:
-    return score(case, case.run(recorder_of=recorder_of))
+    return score(case, runs_of(case, recorder_of))
 
 
 def told(found: list[Score]) -> str:
@@ -73,6 +82,17 @@ def test_the_first_sentence_names_the_fault(case):
 def test_a_healthy_run_is_left_in_peace(case):
     found = scored(case)
     assert found.right, told([found])
+
+
+@pytest.mark.parametrize("case", part((*FAULTS, *HEALTHY)), ids=lambda case: case.name)
+def test_the_suggested_clip_value_does_not_contradict_the_findings(case):
+    assert contradictions(Report(runs_of(case))) == []
+
+
+@pytest.mark.slow
+def test_no_suggested_clip_value_contradicts_the_findings():
+    found = {case.name: contradictions(Report(runs_of(case))) for case in (*FAULTS, *HEALTHY)}
+    assert {name: told for name, told in found.items() if told} == {}
 
 
 @pytest.mark.slow

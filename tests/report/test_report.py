@@ -9,13 +9,24 @@ import pytest
 from helpers.made_runs import clipped, column, grads, healthy
 
 import lightning_calib
-from lightning_calib import Finding, Report
+from lightning_calib import Finding, Report, ShadowResult
 from lightning_calib.report.codes import CODES, EXPLAINS
 from lightning_calib.report.evidence import EVIDENCE
 from lightning_calib.report.run import Clipper, Counts, Facts, Run, Scalars
 
 ROOT = Path(lightning_calib.__file__).parent.parent
-KEYS = {"schema", "verdict", "suggestion", "findings", "optimizers", "clippers", "layers", "bad_steps", "shadow"}
+KEYS = {
+    "schema",
+    "verdict",
+    "next",
+    "suggestion",
+    "findings",
+    "optimizers",
+    "clippers",
+    "layers",
+    "bad_steps",
+    "shadow",
+}
 
 
 def faulty():
@@ -34,14 +45,14 @@ def test_the_verdict_is_the_first_findings_sentence_word_for_word():
     report = Report([faulty()])
     assert [one.severity for one in report.findings] == ["act", "look", "note"]
     assert report.verdict == report.findings[0].sentence
-    assert report.suggestion == report.findings[0].advice
+    assert report.next == report.findings[0].advice
 
 
 def test_in_health_it_says_so_with_two_numbers():
     report = Report([healthy()])
     assert report.verdict.startswith("Nothing is wrong: the loss fell from 2.4 to 0.3")
     assert "a step changes the weights by 0.0994 %" in report.verdict
-    assert report.suggestion == ""
+    assert report.next == ""
 
 
 def test_a_note_is_not_wrong_and_is_told_behind():
@@ -95,8 +106,8 @@ def test_the_dictionary_survives_json_and_has_the_documented_keys():
 
 
 def test_what_is_shadowed_is_handed_on():
-    shadow = Finding("frozen", "note", "any record will do")
-    assert Report([healthy()], shadow=(shadow,)).as_dict()["shadow"][0]["sentence"] == "any record will do"
+    shadow = ShadowResult("ZScore()", "ZScore(z_max=2.5)", 0.04)
+    assert Report([healthy()], shadow=(shadow,)).as_dict()["shadow"][0]["clip_rate"] == 0.04
 
 
 # ---------------------------------------------------------------- the other forms

@@ -25,7 +25,7 @@ def view():
 def learnt(view, scope="layer", policy=POLICY):
     part = Part(policy, Segments.of(view.plan, scope))
     for _ in range(3):
-        part.judge(view, 2.0, clip=True)
+        part.judge(part.observe(view.reading()), clip=True)
     return part
 
 
@@ -141,7 +141,8 @@ def test_parts_go_on_where_they_were(view):
     assert fresh.restore(memory.saved(), "parts", losses)
     for one, other in zip(fresh.parts, memory.parts, strict=True):
         same_bits(one.state, other.state)
-        same_bits(one.judge(view, 2.0, clip=True).targets, other.judge(view, 2.0, clip=True).targets)
+        seen = one.observe(view.reading())
+        same_bits(one.judge(seen, clip=True).targets, other.judge(seen, clip=True).targets)
 
 
 def test_parts_of_other_parameters_do_not_fit_and_damaged_ones_are_told(view):
@@ -165,7 +166,7 @@ def test_the_threshold_is_the_median_of_the_targets_that_are_one(view):
     assert PartsMemory([]).threshold() is None
     fresh = PartsMemory([Part(POLICY, Segments.of(view.plan, "layer"))])
     assert fresh.threshold() is None
-    fresh.parts[0].judge(view, 2.0, clip=True)
+    fresh.parts[0].judge(fresh.parts[0].observe(view.reading()), clip=True)
     assert fresh.threshold() is None  # in the warm-up nothing is bounded
     part = learnt(view)
     targets = part.report.targets

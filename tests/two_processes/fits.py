@@ -27,8 +27,16 @@ RULES: dict[str, Callable[[], Any]] = {
     "InverseNorm": calib.InverseNorm,
     "DistanceOverGradients": lambda: calib.DistanceOverGradients(0.1),
 }
+SHADOWS = [
+    0.5,
+    calib.ZScore(1.0, warmup_steps=2),
+    calib.AGC(0.1, exclude=()),
+    calib.AdaGC(warmup_steps=2, warmup_max_norm=0.5),
+    calib.GradientClip(calib.Percentile(60, 8, 2), scope="layer", norm_type=3.0),
+]
 CALLBACKS: dict[str, Make] = {
     "GradientMonitor": lambda: [Watch()],
+    "shadows": lambda: [calib.GradientClip(0.5), Watch(shadow=SHADOWS)],
     "GradientClip": lambda: [calib.GradientClip(0.5), Watch()],
     "GradientClip by layer": lambda: [calib.GradientClip(calib.Percentile(60, 8, 2), scope="layer")],
     "GradientClip by group": lambda: [calib.GradientClip(0.5, scope="group", norm_type=3.0)],
@@ -82,6 +90,8 @@ def the_monitor_moves_no_bit() -> None:
         for optimizer in (SGD, partial(torch.optim.AdamW, lr=0.01)):
             watched, alone = (Run(way, make, Shared(optimizer)) for make in (CALLBACKS["GradientMonitor"], list))
             torch.testing.assert_close(watched.weights, alone.weights, rtol=0, atol=0)
+        clipped = (Run(way, make) for make in (CALLBACKS["GradientClip"], CALLBACKS["shadows"]))
+        torch.testing.assert_close(*(run.weights for run in clipped), rtol=0, atol=0)
 
 
 @case

@@ -22,7 +22,7 @@ from torch import Tensor, distributed
 from torch.multiprocessing import start_processes
 
 WORLD = int(os.environ.get("PROCESSES", "2"))
-MODULES = ("values", "fits", "others", "memory", "flat", "flat_values", "flat_slow")
+MODULES = ("values", "fits", "others", "memory", "find", "flat", "flat_values", "flat_slow")
 CASES: dict[str, Callable[[], None]] = {}
 SLOW: dict[str, Callable[[], None]] = {}  # by `make test-all` alone
 SKIPPED = "skipped: "
