@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from modes.hosts import fabric_loop
 from torch import Tensor
 
-from lightning_calib import AutoClip, GradientMonitor, ZClip, ZScore
+from lightning_calib import AutoClip, GradientClip, GradientMonitor, ZClip, ZScore
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch"),
