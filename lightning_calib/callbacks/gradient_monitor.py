@@ -96,7 +96,7 @@ class GradientMonitor(CalibratedCallback):
     @property
     def _needs(self) -> Needs:  # type: ignore[override]  # of its arguments, which may be set until a fit begins
         """It observes, and wants the whole row."""
-        return Needs(acts=False, full_row=True, every_n_steps=self.every_n_steps)
+        return Needs(acts=False, full_row=True, every_n_steps=self.every_n_steps, after_step=True)
 
     def _reset(self) -> None:
         super()._reset()

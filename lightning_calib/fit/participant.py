@@ -33,6 +33,7 @@ class Needs:
         norm_types: The p of the p-norms that it reads; each one but 2 costs a reading.
         rereads: Why else the gradients are read again, for the start line.
         fabric: The hook before the step is all that it needs.
+        after_step: What it needs of a step may be known only when the step is over, as from DeepSpeed.
     """
 
     acts: bool = True
@@ -46,6 +47,7 @@ class Needs:
     norm_types: tuple[float, ...] = (2.0,)
     rereads: str = ""
     fabric: bool = False
+    after_step: bool = False
 
 
 class Participant:

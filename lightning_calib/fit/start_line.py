@@ -23,6 +23,7 @@ def start_line(
         _schedulers(trainer),
         "clipping: " + (" then ".join(_clippers(facts, participants)) or "nobody"),
         *_rereads(facts, participants),
+        *([] if facts.engine is None else [f"{facts.engine} finds the norm; tensors are read on logged steps"]),
         *notes,
     ]
     return "; ".join(part for part in parts if part) + "."

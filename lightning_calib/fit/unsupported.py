@@ -6,6 +6,7 @@ import lightning.pytorch as pl
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
+from lightning_calib.fit.trainer_facts import engine_of
 from lightning_calib.functional import fsdp1
 from lightning_calib.functional.dtensor import why_not
 from lightning_calib.functional.plan import tensors_of
@@ -53,8 +54,10 @@ REFUSED = (
     Refused(
         "DeepSpeedStrategy",
         "gradients",
-        "DeepSpeed keeps the gradients to itself, so that the hook sees none",
-        "Set `gradient_clipping` in DeepSpeed's own configuration, or use FSDP2 (`ModelParallelStrategy`)",
+        "DeepSpeed keeps the gradients to itself, and finds their norm when it takes the step",
+        "`GradientMonitor` works, and counts the steps that DeepSpeed drops because their norm is not finite. For one "
+        "fixed norm use `Trainer(gradient_clip_val=...)`, which DeepSpeed's own `gradient_clipping` then is; for "
+        "anything else use FSDP2 (`ModelParallelStrategy`)",
         _KIND,
     ),
     Refused("DeepSpeedStrategy", "forward", *_NOT_WHOLE, _KIND),
@@ -104,6 +107,14 @@ def refused(thing: object, need: Need) -> str | None:
 def unsupported_strategy(trainer: "pl.Trainer") -> str | None:
     """Why gradients cannot be read under the Trainer's strategy, with the way out; None where they can."""
     return refused(trainer.strategy, "gradients")
+
+
+def unsupported(trainer: "pl.Trainer", optimizer: Optimizer, module: nn.Module) -> str | None:
+    """Why the steps of one of the Trainer's optimizers cannot be followed, with the way out; None where they can."""
+    engine = engine_of(trainer)
+    if engine is not None:
+        return engine.why_not()
+    return refused(getattr(trainer, "strategy", None), "gradients") or unsupported_optimizer(optimizer, module)
 
 
 def unsupported_optimizer(optimizer: Optimizer, module: nn.Module | None = None, *, hooks: bool = True) -> str | None:
