@@ -32,7 +32,7 @@ def trainer_clip(trainer: "pl.Trainer", module: "pl.LightningModule") -> Trainer
 
 
 def engine_of(trainer: Any) -> Engine | None:
-    """DeepSpeed's engine, if that is what trains."""
+    """DeepSpeed's engine, if that is what trains; `Engine.why_not` says whether its steps can be followed."""
     return engine_in(getattr(getattr(trainer, "strategy", None), "model", None))
 
 
@@ -106,7 +106,7 @@ class FitFacts:
     @staticmethod
     def of(trainer: "pl.Trainer", module: "pl.LightningModule", participants: Sequence[Participant]) -> "FitFacts":
         """Find them out."""
-        clip = trainer_clip(trainer, module)
+        clip, engine = trainer_clip(trainer, module), engine_of(trainer)
         behind, foreign_last = foreign_between(trainer.callbacks, participants)  # type: ignore[attr-defined]
         unseen = foreign_last or overrides("on_before_optimizer_step", module)
         periods = [one._needs.every_n_steps for one in participants if one._needs.every_n_steps is not None]
@@ -117,7 +117,7 @@ class FitFacts:
             final_norm_computable=clip.how in (None, "norm") and (not unseen or clip.by_engine),
             full_row=any(one._needs.full_row for one in participants),
             period=min(periods, default=trainer.log_every_n_steps),  # type: ignore[attr-defined]
-            engine=engine_of(trainer),
+            engine=None if engine is None or engine.why_not() is not None else engine,
         )
 
     def kept(self, norm_left: Tensor, scale: float) -> Kept | None:
