@@ -83,11 +83,12 @@ class Session:
         """Whether a failure of ours must end the run.
 
         It must where a callback acts, because a clip that stops in silence is worse; and where the other processes
-        would wait in a collective: parameters are sharded, or a guard asks all of them whose loss was bad.
+        would wait in a collective: parameters are sharded, an engine brings gradients together, or a guard asks all
+        of them whose loss was bad.
         """
-        asked = self.trainer.world_size > 1 and any(one._needs.guards for one in self.participants)
-        spread = run.view.plan.shards is not None or self.facts.engine is not None
-        return any(one._needs.acts for one in self.participants) or asked or spread
+        asked = self.facts.engine is not None or any(one._needs.guards for one in self.participants)
+        asked = asked and self.trainer.world_size > 1
+        return any(one._needs.acts for one in self.participants) or asked or run.view.plan.shards is not None
 
     def _turn(self, one: Participant, run: OptimizerRun) -> None:
         if self.engine_steps is not None:

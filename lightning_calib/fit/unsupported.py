@@ -55,9 +55,16 @@ REFUSED = (
         "DeepSpeedStrategy",
         "gradients",
         "DeepSpeed keeps the gradients to itself, and finds their norm when it takes the step",
-        "`GradientMonitor` works, and counts the steps that DeepSpeed drops because their norm is not finite. For one "
-        "fixed norm use `Trainer(gradient_clip_val=...)`, which DeepSpeed's own `gradient_clipping` then is; for "
-        "anything else use FSDP2 (`ModelParallelStrategy`)",
+        "Use `GradientMonitor`, which works, and counts the steps that DeepSpeed drops because their norm is not "
+        "finite; `Trainer(gradient_clip_val=...)`, which Lightning makes DeepSpeed's own `gradient_clipping`; for "
+        "anything else FSDP2 (`ModelParallelStrategy`)",
+        _KIND,
+    ),
+    Refused(
+        "DeepSpeedStrategy",
+        "steps",
+        "its model is no `deepspeed.DeepSpeedEngine`, which alone knows the norm of a step",
+        "Use versions of Lightning and DeepSpeed that were tried, 2.6 and 0.19, or FSDP2 (`ModelParallelStrategy`)",
         _KIND,
     ),
     Refused("DeepSpeedStrategy", "forward", *_NOT_WHOLE, _KIND),
@@ -114,7 +121,7 @@ def unsupported(trainer: "pl.Trainer", optimizer: Optimizer, module: nn.Module) 
     engine = engine_of(trainer)
     if engine is not None:
         return engine.why_not()
-    return refused(getattr(trainer, "strategy", None), "gradients") or unsupported_optimizer(optimizer, module)
+    return refused(getattr(trainer, "strategy", None), "steps") or unsupported_optimizer(optimizer, module)
 
 
 def unsupported_optimizer(optimizer: Optimizer, module: nn.Module | None = None, *, hooks: bool = True) -> str | None:
