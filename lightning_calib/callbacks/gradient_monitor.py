@@ -82,7 +82,7 @@ class GradientMonitor(CalibratedCallback):
         writing the tab's records ends them with one warning, not the run.
 
         With a fused optimizer under a GradScaler the gradients still carry the scale: the norms are divided by it.
-        Under DeepSpeed or LBFGS the callback says so once, and logs nothing.
+        Under LBFGS the callback says so once, and logs nothing; DeepSpeed's tensors are read on logged steps only.
     """
 
     def __init__(self, every_n_steps: int | None = None, *, layers: bool = True, histograms: bool = False) -> None:
@@ -96,7 +96,7 @@ class GradientMonitor(CalibratedCallback):
     @property
     def _needs(self) -> Needs:  # type: ignore[override]  # of its arguments, which may be set until a fit begins
         """It observes, and wants the whole row."""
-        return Needs(acts=False, full_row=True, every_n_steps=self.every_n_steps, after_step=True)
+        return Needs(acts=False, full_row=True, every_n_steps=self.every_n_steps, after_step=True, tensors=self.layers)
 
     def _reset(self) -> None:
         super()._reset()

@@ -28,7 +28,7 @@ class EngineSteps:
     def __init__(self, engine: Engine, facts: FitFacts, hooks: dict[int, StepHooks]) -> None:
         self.engine, self.facts, self.hooks = engine, facts, hooks
         self.before = -1  # steps of the engine, before the one that is under way
-        self.reads = True  # whether the tensors can be read
+        self.reads = facts.reads_tensors
 
     def begin(self, run: OptimizerRun, recorder: StepRecorder | None, *, due: bool) -> None:
         """The engine is called behind this; it takes a step if the window of micro-batches ends."""

@@ -34,6 +34,7 @@ class Needs:
         rereads: Why else the gradients are read again, for the start line.
         fabric: The hook before the step is all that it needs.
         after_step: What it needs of a step may be known only when the step is over, as from DeepSpeed.
+        tensors: It wants the norms of tensors, also where each has to be brought together first.
     """
 
     acts: bool = True
@@ -48,6 +49,7 @@ class Needs:
     rereads: str = ""
     fabric: bool = False
     after_step: bool = False
+    tensors: bool = True
 
 
 class Participant:

@@ -24,10 +24,18 @@ def start_line(
         _schedulers(trainer),
         "clipping: " + (" then ".join(_clippers(facts, participants)) or "nobody"),
         *_rereads(facts, participants),
-        *([] if facts.engine is None else [f"{facts.engine} finds the norm; tensors are read on logged steps"]),
+        *_engine(facts),
         *notes,
     ]
     return "; ".join(part for part in parts if part) + "."
+
+
+def _engine(facts: FitFacts) -> list[str]:
+    """Who has the gradients, and what is read of them."""
+    if facts.engine is None:
+        return []
+    read = "tensors are read on logged steps" if facts.reads_tensors else "no tensor is read"
+    return [f"{facts.engine} finds the norm, {read}"]
 
 
 def _schedulers(trainer: "pl.Trainer") -> str:

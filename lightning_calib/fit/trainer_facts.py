@@ -93,6 +93,7 @@ class FitFacts:
         full_row: Whether somebody wants all scalars in the row.
         period: A row is due every so many batches that step; 0 for never.
         engine: What keeps the gradients to itself, if anything does.
+        reads_tensors: Whether the engine is asked for the gradients of logged steps.
     """
 
     scaler: Any | None
@@ -102,11 +103,13 @@ class FitFacts:
     full_row: bool
     period: int
     engine: Engine | None = None
+    reads_tensors: bool = True
 
     @staticmethod
     def of(trainer: "pl.Trainer", module: "pl.LightningModule", participants: Sequence[Participant]) -> "FitFacts":
         """Find them out."""
         clip, engine = trainer_clip(trainer, module), engine_of(trainer)
+        engine = None if engine is None or engine.why_not() is not None else engine
         behind, foreign_last = foreign_between(trainer.callbacks, participants)  # type: ignore[attr-defined]
         unseen = foreign_last or overrides("on_before_optimizer_step", module)
         periods = [one._needs.every_n_steps for one in participants if one._needs.every_n_steps is not None]
@@ -117,7 +120,8 @@ class FitFacts:
             final_norm_computable=clip.how in (None, "norm") and (not unseen or clip.by_engine),
             full_row=any(one._needs.full_row for one in participants),
             period=min(periods, default=trainer.log_every_n_steps),  # type: ignore[attr-defined]
-            engine=None if engine is None or engine.why_not() is not None else engine,
+            engine=engine,
+            reads_tensors=engine is None or (engine.finds_tensors and any(one._needs.tensors for one in participants)),
         )
 
     def kept(self, norm_left: Tensor, scale: float) -> Kept | None:

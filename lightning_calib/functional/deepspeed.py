@@ -85,6 +85,12 @@ class Engine:
             return f"`compute_grad_norm` is False, so that DeepSpeed finds no norm. Leave it out. {_OWN}."
         return None
 
+    @property
+    def finds_tensors(self) -> bool:
+        """Whether it can bring gradients together; in the order of ``round_robin_gradients`` 0.19.8 takes others."""
+        cut_elsewhere = int(self._engine.zero_optimization_stage()) < 3
+        return not (cut_elsewhere and getattr(self._optimizer, "round_robin_gradients", False))
+
     def _unknown(self) -> Iterator[str]:
         """The names that are missing."""
         yield from (f"`DeepSpeedEngine.{name}`" for name in _OF_ENGINE if not hasattr(self._engine, name))

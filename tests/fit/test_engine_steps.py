@@ -176,6 +176,21 @@ def test_a_failure_to_read_ends_the_run_where_other_processes_would_wait(monkeyp
         together.batch()
 
 
+@pytest.mark.parametrize(("stage", "reads"), [(1, False), (2, False), (3, True)])
+def test_an_order_of_gradients_that_is_not_found_again_is_not_read(monkeypatch, stage, reads) -> None:
+    engine = DeepSpeedEngine(torch.nn.Linear(2, 1), stage=stage)
+    assert Engine(engine).finds_tensors
+    engine.optimizer.round_robin_gradients = True
+    assert Engine(engine).finds_tensors is reads
+
+
+def test_tensors_that_nobody_wants_are_not_brought_together(monkeypatch) -> None:
+    fit = EngineFit(monkeypatch, Watches(tensors=False))
+    fit.batch()
+    assert not fit.only.view.knows_tensors
+    assert fit.values("grad_norm_after") == pytest.approx([NORM])
+
+
 # Whose steps can be followed
 
 

@@ -253,8 +253,8 @@ MODES = [mode for modes in GROUPS.values() for mode in modes]
 NOT_RUN = (
     "any CUDA, MPS or other accelerator, and so float16 autocast and GradScaler there (the rows above are on the CPU)",
     "NCCL, several nodes, more than two processes (but for FSDP1, also in hybrid shards: four)",
-    "DeepSpeed on a GPU (Lightning asks for one, and a subclass of its strategy brought it to the CPU), in float16, "
-    "with parameters or optimizers that are offloaded, with experts or pipelines, in several nodes",
+    "DeepSpeed on a GPU (Lightning asks for one, and a subclass of its strategy brought it to the CPU), with "
+    "parameters that are offloaded, with experts (refused) or pipelines, in several nodes",
     "FSDP1 with parameters that are kept on the CPU (`cpu_offload`): it is refused",
     "the Hugging Face Trainer and Accelerate: [without a Trainer](how-to/without-a-trainer.md) has the function",
 )

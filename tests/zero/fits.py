@@ -255,6 +255,38 @@ def a_step_that_the_engine_drops_is_counted() -> None:
 
 
 @case
+def in_float16_the_loss_scale_is_not_in_the_norms_and_overflows_are_no_incidents() -> None:
+    wanted = reference(optimizer=ADAMW).rows.values("calib/grad_norm_before")
+    for stage in STAGES:
+        found = Found(stage, [monitor := GradientMonitor(1)], Parted(ADAMW), precision="16-mixed")
+        norms, layers = found.rows.values("calib/grad_norm_before"), monitor.report().runs[0].layers
+        dropped = norms.count(math.inf)
+        assert 0 < dropped < STEPS
+        assert found.rows.values("calib/skipped_total")[-1] == dropped
+        assert set(found.rows.values("calib/nonfinite_total")) == {0}
+        assert found.rows.values("calib/loss_scale")[-1] < found.rows.values("calib/loss_scale")[0]
+        # Nothing has moved before the first step that is taken; its rows of data are others than the reference's first.
+        assert norms[dropped] == pytest.approx(wanted[0], rel=0.2)
+        whole = torch.from_numpy(layers.before).square().sum(1).sqrt()[dropped:]
+        torch.testing.assert_close(whole, torch.tensor(norms[dropped:], dtype=whole.dtype), rtol=5e-3, atol=0)
+
+
+@case
+def other_layouts_of_zero_give_the_same_numbers() -> None:
+    wanted = reference(optimizer=ADAMW)
+    layouts: list[dict[str, Any]] = [
+        {"offload_optimizer": {"device": "cpu"}},
+        {"contiguous_gradients": False, "overlap_comm": False},
+        {"reduce_bucket_size": 100, "allgather_bucket_size": 100},
+        {"sub_group_size": 50, "stage3_param_persistence_threshold": 10000},
+    ]
+    for zero in layouts:
+        for stage in STAGES:
+            config = {"zero": zero, "zero_force_ds_cpu_optimizer": False}
+            same_rows(Found(stage, [GradientMonitor(1)], Parted(ADAMW), config=config), wanted)
+
+
+@case
 def in_bfloat16_the_tensors_make_up_the_norm_of_the_engine() -> None:
     for precision in ("bf16-mixed", "bf16-true"):
         for stage in STAGES:
@@ -336,6 +368,21 @@ def a_guard_that_only_warns_says_that_it_stays_silent() -> None:
 
 
 @case
+def where_no_tensor_is_read_the_norms_are_known() -> None:
+    wanted = reference().rows.values("calib/grad_norm_before")
+    for monitor, zero in (
+        (GradientMonitor(1), {"round_robin_gradients": True}),
+        (GradientMonitor(1, layers=False), {}),
+    ):
+        with heard() as lines:
+            found = Found(2, [monitor], config={"zero": zero})
+        torch.testing.assert_close(found.rows.values("calib/grad_norm_before"), wanted, **CLOSE)
+        assert not np.isfinite(monitor.report().runs[0].layers.before).any()
+        if distributed.get_rank() == 0:
+            assert any("finds the norm, no tensor is read" in line for line in lines)
+
+
+@case
 def the_start_line_tells_of_the_engine_and_of_its_clip() -> None:
     with heard() as lines:
         Found(3, [GradientMonitor(1)], config={"gradient_clipping": CLIP})
@@ -343,7 +390,7 @@ def the_start_line_tells_of_the_engine_and_of_its_clip() -> None:
         (line,) = [line for line in lines if "precision" in line]
         assert f"clipping: DeepSpeed's gradient_clipping={CLIP:g}; " in line
         assert "optimizer SGD; " in line
-        assert "DeepSpeed ZeRO-3 finds the norm; tensors are read on logged steps" in line
+        assert "DeepSpeed ZeRO-3 finds the norm, tensors are read on logged steps" in line
 
 
 @case
