@@ -26,7 +26,7 @@ test-oldest:  ## the core of the suite with the oldest versions that pyproject.t
 	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest $(CORE) -o filterwarnings=default -k "not test_validating_from"
 
 # In an environment of its own: DeepSpeed brings a compiler's tools with it, and builds one operator when it is first used.
-test-deepspeed:  ## GradientMonitor under DeepSpeed's ZeRO 1 to 3, on two processes of the CPU; about 5 minutes
+test-deepspeed:  ## GradientMonitor under DeepSpeed's ZeRO 1 to 3, on two processes of the CPU; about 8 minutes
 	$(PYTHON) -m venv .venv-deepspeed
 	.venv-deepspeed/bin/python -m pip install --quiet --constraint constraints.txt torch
 	DS_BUILD_OPS=0 .venv-deepspeed/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,deepspeed]'
@@ -56,7 +56,7 @@ bench:  ## what callbacks cost, beside the alternatives: results, docs/performan
 	.venv-bench/bin/python -m pip install --quiet --constraint constraints.txt --no-deps timm
 	OMP_NUM_THREADS=1 .venv-bench/bin/python -m benchmarks --save
 
-bench-doctors:  ## other packages that diagnose training runs and our report on the same planted runs; about 5 minutes
+bench-doctors:  ## other packages that diagnose training runs and our report on the same planted runs; about 8 minutes
 	$(PYTHON) -m venv .venv-doctors
 	.venv-doctors/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' torchmortem==0.1.1 training-doctor==0.1.0
 	PYTHONPATH=.:tests OMP_NUM_THREADS=1 .venv-doctors/bin/python -W ignore benchmarks/doctors.py

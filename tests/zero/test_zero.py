@@ -23,7 +23,7 @@ def passed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], None]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     script = subprocess.Popen([sys.executable, "-m", "zero.fits", str(folder)], env=environment, start_new_session=True)
     try:
-        script.wait(timeout=500)
+        script.wait(timeout=900)
     except subprocess.TimeoutExpired:
         os.killpg(script.pid, signal.SIGKILL)  # they wait for each other; what they have told before is kept
     files = [folder / f"rank{rank}.jsonl" for rank in range(WORLD)]
