@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-all test-oldest test-newest compatibility test-browser lint types screenshots gallery bench bench-doctors cost bench-rates bench-spikes bench-clip-find bench-shadows clean
+.PHONY: demo test test-all test-oldest test-newest test-deepspeed compatibility test-browser lint types screenshots gallery bench bench-doctors cost bench-rates bench-spikes bench-clip-find bench-shadows clean
 
 demo: $(STAMP)  ## train a small CNN on handwritten digits with NonFiniteGuard, ZClip and GradientMonitor
 	$(BIN)/python examples/vision.py
@@ -32,6 +32,13 @@ test-newest:  ## the same with the newest versions that there are
 	.venv-newest/bin/python -m pip install --quiet --upgrade --editable . torch lightning tensorboard torchmetrics $(BESIDE)
 	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest $(CORE) -n 2 --dist loadfile -rs -o filterwarnings=default
 
+# In an environment of its own: DeepSpeed brings a compiler's tools with it, and builds one operator when it is first used.
+test-deepspeed:  ## GradientMonitor under DeepSpeed's ZeRO 1 to 3, on two processes of the CPU; about 8 minutes
+	$(PYTHON) -m venv .venv-deepspeed
+	.venv-deepspeed/bin/python -m pip install --quiet --constraint constraints.txt torch
+	DS_BUILD_OPS=0 .venv-deepspeed/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,deepspeed]'
+	OMP_NUM_THREADS=1 .venv-deepspeed/bin/python -m pytest tests/zero tests/fit/test_engine_steps.py
+
 compatibility: $(STAMP)  ## write docs/compatibility.md from the table that the tests run
 	PYTHONPATH=tests $(BIN)/python -m modes.table
 
@@ -56,7 +63,7 @@ bench:  ## what callbacks cost, beside the alternatives: results, docs/performan
 	.venv-bench/bin/python -m pip install --quiet --constraint constraints.txt --no-deps timm
 	OMP_NUM_THREADS=1 .venv-bench/bin/python -m benchmarks --save
 
-bench-doctors:  ## other packages that diagnose training runs and our report on the same planted runs; about 5 minutes
+bench-doctors:  ## other packages that diagnose training runs and our report on the same planted runs; about 8 minutes
 	$(PYTHON) -m venv .venv-doctors
 	.venv-doctors/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' torchmortem==0.1.1 training-doctor==0.1.0
 	PYTHONPATH=.:tests OMP_NUM_THREADS=1 .venv-doctors/bin/python -W ignore benchmarks/doctors.py

@@ -14,7 +14,7 @@ from lightning_calib.fit.participant import Participant
 from lightning_calib.fit.session import Session
 from lightning_calib.fit.start_line import start_line, warn_of_two_clippers
 from lightning_calib.fit.trainer_facts import root_of
-from lightning_calib.fit.unsupported import unsupported_optimizer, unsupported_strategy
+from lightning_calib.fit.unsupported import unsupported, unsupported_strategy
 from lightning_calib.functional.saved_state import check_saved, entry, restored
 from lightning_calib.steps.counts import ClipCounts
 from lightning_calib.steps.gradient_view import GradientView
@@ -68,7 +68,7 @@ class CalibratedCallback(PublicCallback, Participant):
         if stage != "fit":
             return
         self._reset()
-        reason = unsupported_strategy(trainer)
+        reason = None if self._needs.after_step else unsupported_strategy(trainer)
         if reason is not None:
             self._refuse(reason)
             self._off = True
@@ -85,7 +85,7 @@ class CalibratedCallback(PublicCallback, Participant):
             return
         check_names(ours)
         for optimizer in trainer.optimizers:
-            reason = unsupported_optimizer(optimizer, root_of(trainer, pl_module))
+            reason = unsupported(trainer, optimizer, root_of(trainer, pl_module))
             for one in ours if reason is not None else ():
                 one._refuse(str(reason))
         session, notes = Session(trainer, pl_module, ours), []

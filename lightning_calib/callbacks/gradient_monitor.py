@@ -92,7 +92,7 @@ class GradientMonitor(CalibratedCallback):
         writing the tab's records ends them with one warning, not the run.
 
         With a fused optimizer under a GradScaler the gradients still carry the scale: the norms are divided by it.
-        Under DeepSpeed or LBFGS the callback says so once, and logs nothing.
+        Under LBFGS the callback says so once, and logs nothing; DeepSpeed's tensors are read on logged steps only.
     """
 
     def __init__(
@@ -114,7 +114,8 @@ class GradientMonitor(CalibratedCallback):
     @property
     def _needs(self) -> Needs:  # type: ignore[override]  # of its arguments, which may be set until a fit begins
         """It observes, and wants the whole row."""
-        return Needs(False, full_row=True, every_n_steps=self.every_n_steps, rereads=self._shadows.rereads)
+        declared: Any = {"rereads": self._shadows.rereads, "tensors": self.layers}
+        return Needs(False, full_row=True, every_n_steps=self.every_n_steps, after_step=True, **declared)
 
     def _reset(self) -> None:
         super()._reset()
@@ -140,8 +141,7 @@ class GradientMonitor(CalibratedCallback):
         if session is None or recorder is None or not pl_module.automatic_optimization:
             return
         loss, scaler = whole(loss.detach()), session.facts.scaler
-        if scaler is not None:
-            loss = loss / scaler._scale
+        loss = loss if scaler is None else loss / scaler._scale
         for run in session.runs.values():
             recorder.see_loss(run, loss, float(trainer.accumulate_grad_batches))
 

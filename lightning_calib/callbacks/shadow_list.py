@@ -11,6 +11,7 @@ from lightning_calib.callbacks.published import AdaGC
 from lightning_calib.callbacks.segment_rescaler import SegmentRescaler
 from lightning_calib.fit.participant import FitStart
 from lightning_calib.fit.shadow_keeper import ShadowKeeper
+from lightning_calib.fit.trainer_facts import engine_of
 from lightning_calib.functional.checks import message
 from lightning_calib.functional.judge import Policy
 from lightning_calib.functional.max_norm import MaxNorm
@@ -82,6 +83,10 @@ class ShadowList:
         for one in self.judges:
             one._learn(fit)
         if not self:
+            return None
+        engine = engine_of(fit.trainer)
+        if engine is not None:
+            warn(f"no shadow is judged under {engine}, which keeps the gradients to itself. Use FSDP1, FSDP2 or DDP.")
             return None
         return ShadowKeeper(self.about, self._lay, saved=saved, losses=losses, warn=warn)
 

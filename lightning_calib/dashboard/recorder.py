@@ -87,10 +87,12 @@ class Recorder:
     def begin_step(self, run: OptimizerRun) -> None:
         """A step begins, and nobody has acted yet."""
         table, tab = self.tables[run.view.index], run.tab
+        if not run.view.knows_tensors:
+            return
         given = tab.since if tab.since and all(tab.since) else table.given()  # nothing can be added to all of them
         run.tab = tab.add(run.view.reading().tensors, given)
         if run.record.logged:
-            table.see_logged(histograms=self.counts and tab.stream.histogram_due)
+            table.see_logged(histograms=self.counts and run.view.engine is None and tab.stream.histogram_due)
 
     @_ends_only_itself
     def end_step(self, run: OptimizerRun) -> None:

@@ -35,6 +35,8 @@ class Needs:
         norm_types: The p of the p-norms that it reads; each one but 2 costs a reading.
         rereads: Why else the gradients are read again, for the start line.
         fabric: The hook before the step is all that it needs.
+        after_step: What it needs of a step may be known only when the step is over, as from DeepSpeed.
+        tensors: It wants the norms of tensors, also where each has to be brought together first.
     """
 
     acts: bool = True
@@ -50,6 +52,8 @@ class Needs:
     norm_types: tuple[float, ...] = (2.0,)
     rereads: str = ""
     fabric: bool = False
+    after_step: bool = False
+    tensors: bool = True
 
 
 class Participant:

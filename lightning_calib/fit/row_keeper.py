@@ -107,9 +107,10 @@ class RowKeeper:
         if run.view.index in self.joined:
             self.joined.discard(run.view.index)
             history = history._replace(left=Left.of(run.memory.steps))
-        window = history.window.add(run.view.reading().tensors, run.view.given)
-        run.history = history._replace(window=window)
-        if run.record.logged:
+        if run.view.knows_tensors:
+            history = history._replace(window=history.window.add(run.view.reading().tensors, run.view.given))
+        run.history = history
+        if run.record.logged and run.view.knows_tensors:
             self.logged[run.view.index].see()
 
     @ends_only_itself

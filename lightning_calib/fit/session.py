@@ -8,6 +8,7 @@ import torch
 from torch.optim import Optimizer
 
 from lightning_calib.fit.closed_row import ClosedRow, close_row
+from lightning_calib.fit.engine_steps import EngineSteps
 from lightning_calib.fit.participant import FitStart, Participant, StepRecorder
 from lightning_calib.fit.trainer_facts import FitFacts, root_of, window_scale
 from lightning_calib.fit.unsupported import several_closures
@@ -16,7 +17,7 @@ from lightning_calib.fit.window_loss import WindowLoss
 from lightning_calib.steps.optimizer_memory import OptimizerMemory
 from lightning_calib.steps.optimizer_run import OptimizerRun
 from lightning_calib.steps.scaled_rates import rates_in_use
-from lightning_calib.steps.step_record import Kept, Phase, StepRecord
+from lightning_calib.steps.step_record import Phase, StepRecord
 
 
 class Session:
@@ -43,6 +44,8 @@ class Session:
         self.ready = False  # every callback is prepared, and has taken up what was saved
         self.root = root_of(trainer, module)
         self.watched = WatchedOptimizers(trainer, self.root, participants, self.facts)
+        engine, hooks = self.facts.engine, self.watched.hooks
+        self.engine_steps = None if engine is None else EngineSteps(engine, self.facts, hooks)
         self.runs, self.attach, self.detach = self.watched.runs, self.watched.attach, self.watched.detach
 
     def start(self) -> FitStart:
@@ -88,16 +91,15 @@ class Session:
             self.watched.refuse(run, f"The gradients of {run.view.label} could not be measured: {trouble!r}.")
 
     def _must_raise(self, run: OptimizerRun) -> bool:
-        """Whether a failure of ours must end the run.
-
-        It must where a callback acts, because a clip that stops in silence is worse; and where the other processes
-        would wait in a collective: parameters are sharded, or a guard asks all of them whose loss was bad.
-        """
-        asked = self.trainer.world_size > 1 and any(one._needs.guards for one in self.participants)
-        return any(one._needs.acts for one in self.participants) or asked or run.view.plan.shards is not None
+        """Whether a failure of ours must end the run: also where others would wait for shards in a collective."""
+        return self.facts.failure_ends or run.view.plan.shards is not None
 
     @torch.no_grad()
     def _take(self, one: Participant, run: OptimizerRun) -> None:
+        if self.engine_steps is not None:
+            if one is self.first:
+                self.engine_steps.begin(run, self.recorder, due=self.due)
+            return
         if one is self.first:
             self._begin(run)
         elif one in self.facts.behind_foreign and run.record.turn:
@@ -163,7 +165,7 @@ class Session:
             return
         if record.live and (record.logged or self.facts.clip.how == "norm" or 2.0 in view.readings):
             norm_left = view.norm()
-            record = record._replace(norm_left=norm_left, kept=self._kept(norm_left, record.window_scale))
+            record = record._replace(norm_left=norm_left, kept=self.facts.kept(norm_left, record.window_scale))
         run.record = record
         run.count()
         if self.recorder is not None:
@@ -172,15 +174,6 @@ class Session:
             one._observe(view, record)
         if record.logged and record.live:
             self.watched.hooks[id(view.optimizer)].prepare()
-
-    def _kept(self, norm_left: torch.Tensor, scale: float) -> Kept | None:
-        """What the Trainer leaves of what ours have left, where it can be computed."""
-        if not self.facts.final_norm_computable:
-            return None
-        if self.facts.clip.how is None:
-            return Kept(norm_left, None)
-        share = self.facts.clip.share(norm_left, scale)
-        return Kept(norm_left * share, (share < 1) & (norm_left < torch.inf))
 
     # Rows
 
@@ -201,6 +194,12 @@ class Session:
         chosen = [(run, memory) for run, memory in ended if self._in_row(run, memory)]
         return close_row(self.facts, self.participants, chosen, self.recorder, self.step)
 
+    def _end_engine_steps(self) -> None:
+        """An engine's step is told of when it is over, and nothing calls us then."""
+        if self.engine_steps is not None:
+            for run in self.runs.values():
+                self.engine_steps.end(run, self.recorder)
+
     def _in_row(self, run: OptimizerRun, memory: OptimizerMemory) -> bool:
         """Whether it has a part in a row that is due: also, under manual optimization, if it rests in that batch."""
         return run.record.turn or (memory.steps.window_steps > 0 and not self.module.automatic_optimization)
@@ -208,6 +207,7 @@ class Session:
     def end_batch(self, outputs: Any = None) -> None:
         """At the end of the batch: every step is over, and a row that is due is written."""
         self.watched.unseen.end_batch()
+        self._end_engine_steps()
         for one in self.participants:
             one._end_batch(outputs)
         closed = self.close_row() if self.due else ClosedRow({}, {}, [])
@@ -234,6 +234,7 @@ class Session:
 
     def memories_to_save(self) -> dict[int, OptimizerMemory]:
         """By index: where a row is due and its steps are over, as they will be when this run has written it."""
+        self._end_engine_steps()
         if not self._over:
             return {run.view.index: run.memory for run in self.runs.values()}
         ended = {run.view.index: run.memory.end_step(run.record) for run in self.runs.values()}

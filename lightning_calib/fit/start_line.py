@@ -14,18 +14,28 @@ def start_line(
     trainer: "pl.Trainer", facts: FitFacts, participants: Sequence[Participant], notes: Sequence[str]
 ) -> str:
     """Precision, accumulation, optimizers, schedulers, who clips and how, and why gradients are read again."""
+    optimizers = trainer.optimizers if facts.engine is None else [facts.engine.optimizer]
     parts = [
         f"precision {trainer.precision}",
         f"accumulate_grad_batches {trainer.accumulate_grad_batches}",
-        "optimizer " + " + ".join(type(optimizer).__name__ for optimizer in trainer.optimizers)
-        if trainer.optimizers
+        "optimizer " + " + ".join(type(optimizer).__name__ for optimizer in optimizers)
+        if optimizers
         else "no optimizer",
         _schedulers(trainer),
         "clipping: " + (" then ".join(_clippers(facts, participants)) or "nobody"),
         *_rereads(facts, participants),
+        *_engine(facts),
         *notes,
     ]
     return "; ".join(part for part in parts if part) + "."
+
+
+def _engine(facts: FitFacts) -> list[str]:
+    """Who has the gradients, and what is read of them."""
+    if facts.engine is None:
+        return []
+    read = "tensors are read on logged steps" if facts.reads_tensors else "no tensor is read"
+    return [f"{facts.engine} finds the norm, {read}"]
 
 
 def _schedulers(trainer: "pl.Trainer") -> str:

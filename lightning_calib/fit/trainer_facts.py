@@ -5,17 +5,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from lightning_calib.fit.participant import Participant
+from lightning_calib.functional.deepspeed import Engine, engine_in
 from lightning_calib.functional.fsdp1 import wrappers
 from lightning_calib.steps.optimizer_facts import TrainerClip
+from lightning_calib.steps.step_record import Kept
 
 LIGHTNING = ("lightning", "pytorch_lightning")
 
 
 def trainer_clip(trainer: "pl.Trainer", module: "pl.LightningModule") -> TrainerClip:
     """Find out who clips after our callbacks."""
+    engine = engine_of(trainer)
+    if engine is not None and engine.why_not() is None:  # Lightning hands the Trainer's on to it
+        return TrainerClip("norm" if engine.clip > 0 else None, engine.clip, by_engine=True)
     value = float(trainer.gradient_clip_val or 0.0)
     if overrides("configure_gradient_clipping", module):
         return TrainerClip("module", value)
@@ -23,6 +29,11 @@ def trainer_clip(trainer: "pl.Trainer", module: "pl.LightningModule") -> Trainer
         return TrainerClip(None, 0.0)
     by_value = str(getattr(trainer.gradient_clip_algorithm, "value", trainer.gradient_clip_algorithm)) == "value"
     return TrainerClip("value" if by_value else "norm", value)
+
+
+def engine_of(trainer: Any) -> Engine | None:
+    """DeepSpeed's engine, if that is what trains; `Engine.why_not` says whether its steps can be followed."""
+    return engine_in(getattr(getattr(trainer, "strategy", None), "model", None))
 
 
 def root_of(trainer: "pl.Trainer", module: nn.Module) -> nn.Module:
@@ -81,6 +92,11 @@ class FitFacts:
         final_norm_computable: Whether the final gradient can be computed from what our callbacks left.
         full_row: Whether somebody wants all scalars in the row.
         period: A row is due every so many batches that step; 0 for never.
+        engine: What keeps the gradients to itself, if anything does.
+        reads_tensors: Whether the engine is asked for the gradients of logged steps.
+        failure_ends: Whether a failure of ours must end the run: where a callback acts, because a clip that stops in
+            silence is worse; and where the other processes would wait in a collective, because an engine brings
+            gradients together, or a guard asks all of them whose loss was bad.
     """
 
     scaler: Any | None
@@ -89,22 +105,39 @@ class FitFacts:
     final_norm_computable: bool
     full_row: bool
     period: int
+    engine: Engine | None = None
+    reads_tensors: bool = True
+    failure_ends: bool = False
 
     @staticmethod
     def of(trainer: "pl.Trainer", module: "pl.LightningModule", participants: Sequence[Participant]) -> "FitFacts":
         """Find them out."""
-        clip = trainer_clip(trainer, module)
+        clip, engine = trainer_clip(trainer, module), engine_of(trainer)
+        engine = None if engine is None or engine.why_not() is not None else engine
         behind, foreign_last = foreign_between(trainer.callbacks, participants)  # type: ignore[attr-defined]
         unseen = foreign_last or overrides("on_before_optimizer_step", module)
+        asked = trainer.world_size > 1 and (engine is not None or any(one._needs.guards for one in participants))
         periods = [one._needs.every_n_steps for one in participants if one._needs.every_n_steps is not None]
         return FitFacts(
             scaler=grad_scaler(trainer),
             clip=clip,
             behind_foreign=frozenset(behind),
-            final_norm_computable=clip.how in (None, "norm") and not unseen,
+            final_norm_computable=clip.how in (None, "norm") and (not unseen or clip.by_engine),
             full_row=any(one._needs.full_row for one in participants),
             period=min(periods, default=trainer.log_every_n_steps),  # type: ignore[attr-defined]
+            engine=engine,
+            reads_tensors=engine is None or (engine.finds_tensors and any(one._needs.tensors for one in participants)),
+            failure_ends=asked or any(one._needs.acts for one in participants),
         )
+
+    def kept(self, norm_left: Tensor, scale: float) -> Kept | None:
+        """What the Trainer leaves of what ours have left, where it can be computed."""
+        if not self.final_norm_computable:
+            return None
+        if self.clip.how is None:
+            return Kept(norm_left, None)
+        share = self.clip.share(norm_left, scale)
+        return Kept(norm_left * share, (share < 1) & (norm_left < torch.inf))
 
 
 def window_scale(trainer: "pl.Trainer", passes: int) -> float:

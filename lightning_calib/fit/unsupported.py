@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
+from lightning_calib.fit.trainer_facts import engine_of
 from lightning_calib.functional import fsdp1
 from lightning_calib.functional.dtensor import why_not
 from lightning_calib.functional.plan import tensors_of
@@ -54,8 +55,17 @@ REFUSED = (
     Refused(
         "DeepSpeedStrategy",
         "gradients",
-        "DeepSpeed keeps the gradients to itself, so that the hook sees none",
-        "Set `gradient_clipping` in DeepSpeed's own configuration, or use FSDP2 (`ModelParallelStrategy`)",
+        "DeepSpeed keeps the gradients to itself, and finds their norm when it takes the step",
+        "Use `GradientMonitor`, which works, and counts the steps that DeepSpeed drops because their norm is not "
+        "finite; `Trainer(gradient_clip_val=...)`, which Lightning makes DeepSpeed's own `gradient_clipping`; for "
+        "anything else FSDP2 (`ModelParallelStrategy`)",
+        _KIND,
+    ),
+    Refused(
+        "DeepSpeedStrategy",
+        "steps",
+        "its model is no `deepspeed.DeepSpeedEngine`, which alone knows the norm of a step",
+        "Use versions of Lightning and DeepSpeed that were tried, 2.6 and 0.19, or FSDP2 (`ModelParallelStrategy`)",
         _KIND,
     ),
     Refused("DeepSpeedStrategy", "forward", *_NOT_WHOLE, _KIND),
@@ -105,6 +115,14 @@ def refused(thing: object, need: Need) -> str | None:
 def unsupported_strategy(trainer: "pl.Trainer") -> str | None:
     """Why gradients cannot be read under the Trainer's strategy, with the way out; None where they can."""
     return refused(trainer.strategy, "gradients")
+
+
+def unsupported(trainer: "pl.Trainer", optimizer: Optimizer, module: nn.Module) -> str | None:
+    """Why the steps of one of the Trainer's optimizers cannot be followed, with the way out; None where they can."""
+    engine = engine_of(trainer)
+    if engine is not None:
+        return engine.why_not()
+    return refused(getattr(trainer, "strategy", None), "steps") or unsupported_optimizer(optimizer, module)
 
 
 def unsupported_optimizer(optimizer: Optimizer, module: nn.Module | None = None, *, hooks: bool = True) -> str | None:

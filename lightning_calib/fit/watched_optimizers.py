@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from lightning_calib.fit.messages import warn
 from lightning_calib.fit.participant import Participant
 from lightning_calib.fit.trainer_facts import FitFacts
-from lightning_calib.fit.unsupported import unseen_step, unsupported_optimizer
+from lightning_calib.fit.unsupported import unseen_step, unsupported
 from lightning_calib.steps.gradient_view import GradientView
 from lightning_calib.steps.optimizer_run import OptimizerRun
 from lightning_calib.steps.step_hooks import StepHooks
@@ -43,7 +43,9 @@ class WatchedOptimizers:
             self._add(optimizer)
 
     def attach(self) -> None:
-        """Hook into torch's own step: the only place where what the optimizer used can be seen."""
+        """Hook into torch's own step: the only place where what the optimizer used can be seen; an engine has none."""
+        if self.facts.engine is not None:
+            return
         self.unseen.attach()
         for key, hooks in self.hooks.items():
             hooks.attach()
@@ -64,6 +66,9 @@ class WatchedOptimizers:
             optimizer: One that the Trainer knows, or not.
             prepare: Called for each that has taken another's place.
         """
+        if self.facts.engine is not None:  # it has one, inside of its own, and nobody takes its place
+            run = next(iter(self.runs.values()), None)
+            return None if run is None or run.view.index in self.refused else run
         if id(optimizer) not in self.runs and any(one is optimizer for one in self.trainer.optimizers):
             self._replace(prepare)
         run = self.runs.get(id(optimizer))
@@ -78,18 +83,21 @@ class WatchedOptimizers:
             one._refuse(reason)
 
     def _add(self, optimizer: Optimizer) -> OptimizerRun | None:
-        if unsupported_optimizer(optimizer, self.module) is not None:
+        if unsupported(self.trainer, optimizer, self.module) is not None:
             return None
         index = next(i for i, one in enumerate(self.trainer.optimizers) if one is optimizer)
         suffix = f"/{index}" if len(self.trainer.optimizers) > 1 else ""
-        units = any(one._needs.units for one in self.participants)
-        view = GradientView(index, optimizer, self.module, suffix=suffix, units=units, scaler=self.facts.scaler)
+        units, engine = any(one._needs.units for one in self.participants), self.facts.engine
+        optimizer = optimizer if engine is None else engine.optimizer
+        view = GradientView(
+            index, optimizer, self.module, suffix=suffix, units=units, scaler=self.facts.scaler, engine=engine
+        )
         run = self.runs[id(optimizer)] = OptimizerRun.of(view)
         self.hooks[id(optimizer)] = StepHooks(
             run,
             self.facts.clip,
             final_norm_computable=self.facts.final_norm_computable,
-            weights=self.facts.full_row,
+            weights=self.facts.full_row and (engine is None or engine.keeps_weights(self.module)),
             warn=warn,
         )
         return run

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_calib.functional.batches import Batches, batches_of
 from lightning_calib.functional.checks import message
+from lightning_calib.functional.deepspeed import whole_shape
 from lightning_calib.functional.flat_part import FlatPart
 from lightning_calib.functional.fsdp1 import parts_of, plain_path, wrappers
 from lightning_calib.functional.mesh_sums import Shards
@@ -103,7 +104,12 @@ class Plan:
     @staticmethod
     def of_optimizer(optimizer: Optimizer, module: nn.Module | None = None) -> "Plan":
         """Lay the plan for what ``optimizer`` steps; ``module`` gives the names and the layers."""
-        pairs = ((g, tensor) for g, group in enumerate(optimizer.param_groups) for tensor in group["params"])
+        return Plan.of_groups([group["params"] for group in optimizer.param_groups], module)
+
+    @staticmethod
+    def of_groups(groups: Iterable[Iterable[Tensor]], module: nn.Module | None) -> "Plan":
+        """The same, of an optimizer's groups that are no longer in it."""
+        pairs = ((g, tensor) for g, group in enumerate(groups) for tensor in group)
         return _build(pairs, module, {"group"} | ({"layer"} if module is not None else set()))
 
     @cached_property
@@ -136,7 +142,8 @@ class Plan:
     def whole_shapes(self) -> tuple[torch.Size, ...]:
         """The shape of each tensor over all processes."""
         return tuple(
-            tensor.shape if flat is None else flat.shape for tensor, flat in zip(self.tensors, self.flat, strict=True)
+            whole_shape(tensor) if flat is None else flat.shape
+            for tensor, flat in zip(self.tensors, self.flat, strict=True)
         )
 
     @cached_property

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
+from lightning_calib.functional.deepspeed import Engine
 from lightning_calib.functional.fsdp1 import any_reached, given
 from lightning_calib.functional.norms import Reading, measure
 from lightning_calib.functional.plan import Plan, tensors_of
@@ -27,6 +28,7 @@ class GradientView:
         suffix: Of the tags: "" with one optimizer, "/0", "/1", ... with several.
         units: Whether the norms of units must be measured.
         scaler: The GradScaler, if there is one.
+        engine: What keeps the gradients to itself; None where they are in ``.grad``.
 
     Attributes:
         plan: The parameters, checked and labelled once.
@@ -37,12 +39,21 @@ class GradientView:
     """
 
     def __init__(
-        self, index: int, optimizer: Optimizer, module: Module, *, suffix: str, units: bool, scaler: Any
+        self,
+        index: int,
+        optimizer: Optimizer,
+        module: Module,
+        *,
+        suffix: str,
+        units: bool,
+        scaler: Any,
+        engine: Engine | None = None,
     ) -> None:
         self.index, self.optimizer, self.module, self.suffix = index, optimizer, module, suffix
-        self.units, self.scaler = units, scaler
+        self.units, self.scaler, self.engine = units, scaler, engine
         self.window_scale = 1.0
         self._reached = True  # whether there can be a gradient
+        self._brought: list[bool] = []  # which gradients an engine has brought together
         self._on_host: tuple[Reading, float] | None = None  # the norm of a reading, once it was brought there
         self._lay_plan()
 
@@ -63,6 +74,8 @@ class GradientView:
 
     def given(self) -> list[bool]:
         """Which of the plan's tensors had one."""
+        if self.engine is not None:
+            return list(self._brought)
         if not self.plan.cut:
             return [gradient is not None for gradient in self.gradients]
         if not self._reached:
@@ -75,7 +88,10 @@ class GradientView:
         return here if self.plan.shards is None or not self.plan.cut else self.plan.shards.anywhere(here)
 
     def _lay_plan(self) -> None:
-        self.plan = Plan.of_optimizer(self.optimizer, self.module)
+        if self.engine is None:
+            self.plan = Plan.of_optimizer(self.optimizer, self.module)
+        else:
+            self.plan = Plan.of_groups(self.engine.groups(self.module), self.module)
 
     def begin_step(self, window_scale: float = 1.0, *, fresh: bool = True) -> bool:
         """Look at the gradients of a new step. True if the parameters have changed and the plan was laid anew.
@@ -102,9 +118,22 @@ class GradientView:
 
     def look_again(self) -> None:
         """The gradients may have changed: what was read of them holds no longer."""
-        self.gradients = self.plan.gradients()
+        self.gradients = self.plan.gradients() if self.engine is None else []
         self.scale = pending_scale(self.scaler, self.optimizer)
         self.readings: dict[float, Reading] = {}
+
+    def begin_step_of_engine(self, *, read: bool) -> None:
+        """An engine's step: the norms are those of its tensors, if they are read, and cannot be known else."""
+        self.window_scale = 1.0
+        self.look_again()
+        if self.engine is not None and read:
+            pieces, self._brought = self.engine.norms(self.plan.tensors, self.plan.dtype)
+            self.readings = {2.0: Reading(self.plan, 2.0, pieces)}
+
+    @property
+    def knows_tensors(self) -> bool:
+        """Whether the norms of the tensors are known in this step, or can be read."""
+        return self.engine is None or 2.0 in self.readings
 
     def reading(self, norm_type: float = 2.0) -> Reading:
         """The norms as the gradients are now: unscaled, of a whole window."""

@@ -13,13 +13,16 @@ from torch.optim import Optimizer
 
 
 class TrainerClip(NamedTuple):
-    """What the Trainer, or the module in its place, does to the gradient after our callbacks."""
+    """What the Trainer, or the module or an engine in its place, does to the gradient after our callbacks."""
 
     how: Literal["norm", "value", "module"] | None
     value: float
+    by_engine: bool = False
 
     def __str__(self) -> str:
         """As the user wrote it."""
+        if self.by_engine:
+            return f"DeepSpeed's gradient_clipping={self.value:g}"
         if self.how == "module":
             return "`configure_gradient_clipping`"
         algorithm = ", gradient_clip_algorithm='value'" if self.how == "value" else ""

@@ -43,7 +43,7 @@ class StepHooks:
     ) -> None:
         self.run, self.clip, self.weights, self.warn = run, clip, weights, warn
         self.final_norm_computable = final_norm_computable
-        left = left_in_grad(run.view.optimizer)
+        left = LeftInGrad.NOTHING if run.view.engine is not None else left_in_grad(run.view.optimizer)
         self.overwritten, self.freed = left is not LeftInGrad.USED, left is LeftInGrad.NOTHING
         self.handles: list[Any] = []
         self.ended: set[str] = set()  # tags whose reading has failed
@@ -86,7 +86,11 @@ class StepHooks:
         run = self.run
         if run.record.phase is not Phase.JUDGED:  # nothing was judged, or a step inside of this one came first
             return
-        taken = run.record.live and self._had_gradients()
+        self.end_step(taken=run.record.live and self._had_gradients())
+
+    def end_step(self, *, taken: bool) -> None:
+        """Complete the record of the step: that of torch's optimizer, or of an engine that has no such hooks."""
+        run = self.run
         run.record = run.record._replace(phase=Phase.TAKEN if taken else Phase.NOT_TAKEN)
         if taken and run.record.logged:
             self._complete()
@@ -148,7 +152,7 @@ class StepHooks:
         share = torch.ones_like(record.norm_left)
         if self.clip.how is not None:
             share = self.clip.share(record.norm_left, record.window_scale)
-        used = self.run.view.readings[2.0].rescaled(share.reshape(1))
+        used = self.run.view.reading().rescaled(share.reshape(1)) if self.run.view.knows_tensors else None
         self.run.record = record._replace(used=used, norm_used=record.norm_left * share)
 
     def _count(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_calib.functional.deepspeed import cut_by_zero, part_here, total_of_parts, whole_shape
 from lightning_calib.functional.dtensor import held, is_sharded
 from lightning_calib.functional.flat_part import FlatPart
 from lightning_calib.functional.mesh_sums import Shards
@@ -46,6 +47,7 @@ class SamplePlan:
     Attributes:
         tensors: Those that have elements.
         shards: How they are spread over processes; None where none is.
+        cut: One of those that ZeRO-3 has cut; None where it has cut none, for it cuts all or none.
         strides: Every how many elements one of each is copied.
         scales: What makes the norm of a sample that of its tensor, shape (T,); None where all are copied as a whole.
         matrices: Which of them have more than one dimension; None where none has.
@@ -54,11 +56,13 @@ class SamplePlan:
 
     def __init__(self, tensors: Sequence[Tensor], flat: Sequence[FlatPart | None] = ()) -> None:
         pairs = list(zip(tensors, flat or [None] * len(tensors), strict=True))
-        pairs = [(one, part) for one, part in pairs if (one.shape if part is None else part.shape).numel()]
+        shapes = [whole_shape(one) if part is None else part.shape for one, part in pairs]
+        pairs = [pair for pair, shape in zip(pairs, shapes, strict=True) if shape.numel()]
         self.tensors, parts = [one for one, _ in pairs], [part for _, part in pairs]
         self.shards = Shards.of(self.tensors, flat=parts)
+        self.cut = next(filter(cut_by_zero, self.tensors), None)
         self.strides = strides(self.tensors)
-        held_here = [held(tensor.detach()).numel() for tensor in self.tensors]
+        held_here = [_held(tensor).numel() for tensor in self.tensors]
         copied = [-(-size // stride) for size, stride in zip(held_here, self.strides, strict=True)]
         share = [size / max(1, count) for size, count in zip(held_here, copied, strict=True)]
         device = self.tensors[0].device if self.tensors else torch.device("cpu")
@@ -66,10 +70,11 @@ class SamplePlan:
         self.dtype = torch.float32 if narrow else torch.float64
         scales = torch.tensor(share, dtype=self.dtype, device=device).sqrt()
         self.scales = None if all(one == 1.0 for one in share) else scales
-        matrices = [i for i, (one, part) in enumerate(pairs) if len(one.shape if part is None else part.shape) > 1]
+        matrices = [i for i, shape in enumerate(shape for shape in shapes if shape.numel()) if len(shape) > 1]
         self.matrices = torch.tensor(matrices, device=device) if matrices else None
         self.plain = [
-            stride == 1 and not is_sharded(one) for one, stride in zip(self.tensors, self.strides, strict=True)
+            stride == 1 and not is_sharded(one) and not cut_by_zero(one)
+            for one, stride in zip(self.tensors, self.strides, strict=True)
         ]
         alike: dict[tuple[torch.dtype, torch.device], list[int]] = {}
         for i, tensor in enumerate(self.tensors):
@@ -79,7 +84,7 @@ class SamplePlan:
     def now(self) -> list[Tensor]:
         """What would be copied, as it is: no copies."""
         each = zip(self.tensors, self.strides, self.plain, strict=True)
-        return [one if plain else _flat(held(one.detach()))[::stride] for one, stride, plain in each]
+        return [one if plain else _flat(_held(one))[::stride] for one, stride, plain in each]
 
     def each(self, call: Callable[..., Sequence[Tensor]], *lists: Sequence[Tensor]) -> list[Tensor]:
         """One call for all that are alike; its results in the order of the tensors."""
@@ -115,8 +120,9 @@ class WeightSample:
         moved, sizes = plan.norms(changes), plan.norms(self.before)
         if plan.scales is not None:
             moved, sizes = moved * plan.scales, sizes * plan.scales
-        if plan.shards is not None:
-            squares = plan.shards.total(torch.stack([moved.square(), sizes.square()], dim=1))
+        if plan.shards is not None or plan.cut is not None:
+            squares = torch.stack([moved.square(), sizes.square()], dim=1)
+            squares = total_of_parts(squares, plan.cut) if plan.shards is None else plan.shards.total(squares)
             moved, sizes = squares.sqrt().unbind(1)
         total = moved.square().sum().sqrt()
         if plan.matrices is None:
@@ -129,7 +135,12 @@ def strides(tensors: Sequence[Tensor]) -> list[int]:
     """Every how many elements one of each tensor is copied: 1 where it is copied as a whole."""
     widest = max((tensor.element_size() for tensor in tensors), default=1)
     room = max(1, min(_ELEMENTS, _BYTES // (widest * max(1, len(tensors)))))
-    return [_stride(held(tensor), room) for tensor in tensors]
+    return [_stride(_held(tensor), room) for tensor in tensors]
+
+
+def _held(tensor: Tensor) -> Tensor:
+    """What this process holds of a parameter."""
+    return part_here(tensor) if cut_by_zero(tensor) else held(tensor.detach())
 
 
 def _flat(tensor: Tensor) -> Tensor:

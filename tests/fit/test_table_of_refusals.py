@@ -56,8 +56,17 @@ TEXTS = [
     (
         MyDeepSpeed(CPU),
         "gradients",
-        "DeepSpeedStrategy is not supported: DeepSpeed keeps the gradients to itself, so that the hook sees none. Set "
-        "`gradient_clipping` in DeepSpeed's own configuration, or use FSDP2 (`ModelParallelStrategy`).",
+        "DeepSpeedStrategy is not supported: DeepSpeed keeps the gradients to itself, and finds their norm when it "
+        "takes the step. Use `GradientMonitor`, which works, and counts the steps that DeepSpeed drops because their "
+        "norm is not finite; `Trainer(gradient_clip_val=...)`, which Lightning makes DeepSpeed's own "
+        "`gradient_clipping`; for anything else FSDP2 (`ModelParallelStrategy`).",
+    ),
+    (
+        MyDeepSpeed(CPU),
+        "steps",
+        "DeepSpeedStrategy is not supported: its model is no `deepspeed.DeepSpeedEngine`, which alone knows the norm "
+        "of a step. Use versions of Lightning and DeepSpeed that were tried, 2.6 and 0.19, or FSDP2 "
+        "(`ModelParallelStrategy`).",
     ),
     (
         MyDeepSpeed(CPU),

@@ -15,7 +15,6 @@ from lightning.pytorch.callbacks import (
     GradientAccumulationScheduler,
     StochasticWeightAveraging,
 )
-from lightning.pytorch.strategies import SingleDeviceStrategy
 from modes import hosts, models, optimizers, parameters, ways
 from modes.laws import CASES
 from modes.matrix import Mode
@@ -206,11 +205,16 @@ def _life() -> list[Mode]:
     ]  # fmt: skip
 
 
-class DeepSpeedStrategy(SingleDeviceStrategy):
-    """Told by its name along the MRO, as the real one is."""
-
-
-TORN = "outside its own forward the parameters are not whole. Use FSDP2 (`ModelParallelStrategy`) or DDP."
+ITSELF = (
+    "DeepSpeedStrategy is not supported: DeepSpeed keeps the gradients to itself, and finds their norm when it takes "
+    "the step. Use `GradientMonitor`, which works, and counts the steps that DeepSpeed drops because their norm is not "
+    "finite; `Trainer(gradient_clip_val=...)`, which Lightning makes DeepSpeed's own `gradient_clipping`; for anything "
+    "else FSDP2 (`ModelParallelStrategy`)."
+)
+TORN = (
+    "DeepSpeedStrategy is not supported: outside its own forward the parameters are not whole. Use FSDP2 "
+    "(`ModelParallelStrategy`) or DDP."
+)
 LOOP = (
     "It was called outside `Trainer.fit`, and needs more than this one hook. Use a Trainer, or "
     "`lightning_calib.functional.clip_grad_`, which clips in any loop."
@@ -218,17 +222,6 @@ LOOP = (
 
 
 def _elsewhere() -> list[Mode]:
-    cpu = torch.device("cpu")
-
-    def refused(title: str, kind: type, reason: str) -> Mode:
-        words, torn = f"{kind.__name__} is not supported: {reason}", f"{kind.__name__} is not supported: {TORN}"
-        return Mode(
-            title,
-            trainer=lambda: {"strategy": kind(cpu)},
-            refuses=dict.fromkeys(ACTING, words) | {"PreciseBatchNorm": torn},
-            silent=dict.fromkeys(WATCHING, words),
-        )
-
     return [
         Mode("`pytorch_lightning.Trainer`, the other package", ways.Foreign, fit=ways.in_the_other_package),
         Mode("`LightningCLI`, from YAML and from the file that it saves", check=hosts.check_cli),
@@ -236,9 +229,6 @@ def _elsewhere() -> list[Mode]:
              refuses=dict.fromkeys(['NonFiniteGuard("skip")', "LearningRateControl", *SPIKES], LOOP),
              silent=dict.fromkeys(WATCHING, LOOP),
              absent=("PreciseBatchNorm",)),
-        refused("DeepSpeed", DeepSpeedStrategy,
-                "DeepSpeed keeps the gradients to itself, so that the hook sees none. Set `gradient_clipping` in "
-                "DeepSpeed's own configuration, or use FSDP2 (`ModelParallelStrategy`)."),
     ]  # fmt: skip
 
 
@@ -254,13 +244,20 @@ GROUPS = {
         Mode("FSDP2 (`fully_shard` under `ModelParallelStrategy`)", check=hosts.check_two_processes),
         Mode("FSDP1 (`FSDPStrategy`): FULL_SHARD, SHARD_GRAD_OP, NO_SHARD", check=hosts.check_two_processes),
         Mode("tensor parallel beside plain parameters", check=hosts.check_two_processes),
+        Mode(
+            "DeepSpeed 0.19.8 (`DeepSpeedStrategy`, ZeRO 1, 2 and 3; by `make test-deepspeed`, 2026-11-26)",
+            check=hosts.check_deepspeed,
+            refuses=dict.fromkeys(ACTING, ITSELF) | {"PreciseBatchNorm": TORN},
+            silent={'NonFiniteGuard("warn")': ITSELF},
+        ),
     ],
 }
 MODES = [mode for modes in GROUPS.values() for mode in modes]
 NOT_RUN = (
     "any CUDA, MPS or other accelerator, and so float16 autocast and GradScaler there (the rows above are on the CPU)",
     "NCCL, several nodes, more than two processes (but for FSDP1, also in hybrid shards: four)",
-    "the engine of DeepSpeed (the row above finds it by its class and refuses)",
+    "DeepSpeed on a GPU (Lightning asks for one, and a subclass of its strategy brought it to the CPU), with "
+    "parameters that are offloaded, with experts (refused) or pipelines, in several nodes",
     "FSDP1 with parameters that are kept on the CPU (`cpu_offload`): it is refused",
     "the Hugging Face Trainer and Accelerate: [without a Trainer](how-to/without-a-trainer.md) has the function",
 )

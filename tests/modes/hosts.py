@@ -6,6 +6,7 @@ import copy
 import math
 import sys
 import warnings
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,10 +17,13 @@ import yaml
 from helpers.tiny_modules import fit, make_trainer, same_bits, weights
 from lightning.fabric import Fabric
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from modes.laws import CASES
+from modes.matrix import run
 from modes.models import EPOCHS, Configured, Net, data, network
 from torch.utils.data import DataLoader
 from two_processes import fits, flat, flat_slow, launch, others
+from zero import fits as zero_fits
 
 import lightning_calib
 
@@ -148,6 +152,22 @@ def check_two_processes(mode: Any, column: str) -> None:
     known = {**launch.CASES, **launch.SLOW}
     assert known[name] in [vars(module).get(name) for module in (fits, others, flat, flat_slow)]
     assert column in {*CASES_OF_TWO, *fits.CALLBACKS}
+
+
+class FakeDeepSpeedStrategy(SingleDeviceStrategy):
+    """Refused by the name of its class, before there is an engine."""
+
+
+FakeDeepSpeedStrategy.__name__ = "DeepSpeedStrategy"
+
+
+def check_deepspeed(mode: Any, column: str) -> Any:
+    """Who acts is refused before there is an engine; what works is started by tests/zero, and only looked for here."""
+    if column == "GradientMonitor":
+        assert "norms_and_rates_are_those_of_the_same_model_without_deepspeed" in zero_fits.CASES
+        return None
+    strategy = partial(FakeDeepSpeedStrategy, torch.device("cpu"))
+    return run(replace(mode, trainer=lambda: {"strategy": strategy()}), CASES[column])
 
 
 def check_fabric(mode: Any, column: str) -> None:
