@@ -59,14 +59,13 @@ class ShadowKeeper:
         if old is not None:
             self._take_up(fresh, old.saved(), f"shadows.{index}.learnt")
             return
-        history, saved = ShadowHistory.empty(self.names, run.view.plan), None
+        history = ShadowHistory.empty(self.names, run.view.plan)
         with self.losses.of("what is known of its shadows"):
             saved = of_optimizer(self.kept, "shadows", index)
-            if saved is not None:
-                saved = saved if self._are_same(saved, f"shadows.{index}") else None
-            if saved is not None:
+            if saved is not None and self._are_same(saved, f"shadows.{index}"):
+                learnt = entry(saved, "learnt", f"shadows.{index}")
                 history = ShadowHistory.restored(saved, self.names, run.view.plan, f"shadows.{index}")
-                self._take_up(fresh, entry(saved, "learnt", f"shadows.{index}"), f"shadows.{index}.learnt")
+                self._take_up(fresh, learnt, f"shadows.{index}.learnt")
         run.memory = run.memory._replace(shadows=history)
 
     def _are_same(self, saved: dict[str, Any], key: str) -> bool:
@@ -86,11 +85,17 @@ class ShadowKeeper:
             told = ", ".join(misfits)
             self.warn(f"shadows: the saved state of {told} is of other parameters or another policy; it starts afresh.")
 
-    @ends_only_itself
     def judge(self, view: GradientView) -> Tensor | None:
-        """What each shadow makes of the gradient as it is now, shape (S, 3)."""
-        memory = self.memories.get(view.index)
-        return None if memory is None else memory.judge(view)
+        """What each shadow makes of the gradient as it is now, shape (S, 3); None where they have ended.
+
+        An error ends the shadows alone; but where parameters are sharded, other processes would wait for the readings
+        of this one: there it is raised.
+        """
+        return self._judge(view) if view.plan.shards is None else self.memories[view.index].judge(view)
+
+    @ends_only_itself
+    def _judge(self, view: GradientView) -> Tensor:
+        return self.memories[view.index].judge(view)
 
     @ends_only_itself
     def collect(self, run: OptimizerRun, memory: OptimizerMemory) -> Tensor | None:

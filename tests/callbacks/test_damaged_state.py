@@ -157,6 +157,7 @@ LOST: list[tuple[tuple[Any, ...], Any, str, str]] = [
         "`shadows.0.learnt.MaxNorm(0.4)` is missing",
         "what its shadows have learnt",
     ),
+    (("GradientMonitor", "shadows", "0", "learnt"), REMOVED, "`shadows.0.learnt` is missing", SHADOWS),
     (("GradientMonitor", "dashboard", "0", "shadows"), 3, "`dashboard.0.shadows` must be a dictionary, got 3", TAB),
     (("GradientMonitor", "report", "0", "layers", "seen"), 999, "`report.0.layers` contradicts itself", REPORT),
     # Sections and books.
