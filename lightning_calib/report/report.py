@@ -63,14 +63,15 @@ class Report:
             raise TypeError(f"`shadow` must be a sequence of ShadowResult, got {quoted(self.shadow)}. Use () for none.")
         measured = measure_all(self.runs)
         each = [shadow_results(run.shadows, run.facts.position) for run in self.runs if run.shadows is not None]
+        shadow = tuple(self.shadow) or tuple(one for results in each for one in results)
         findings = diagnose(measured)
         first = findings[0] if findings and findings[0].severity != "note" else None
         for name, value in {
             "runs": tuple(self.runs),
-            "shadow": tuple(self.shadow) or tuple(one for results in each for one in results),
+            "shadow": shadow,
             "findings": findings,
             "verdict": verdict(measured, findings),
-            "suggestion": suggest(measured, findings),
+            "suggestion": suggest(measured, findings, shadow),
             "next": first.advice if first else "",
             "_more": tuple(rest(measured, findings)),
             "_measured": measured,

@@ -18,6 +18,7 @@ from lightning_calib.report.finding import Finding
 from lightning_calib.report.loss_course import noise_of
 from lightning_calib.report.measured import SCALE_FREE, Measured, finite
 from lightning_calib.report.rules import rules_line
+from lightning_calib.report.shadow import ShadowResult
 from lightning_calib.report.wording import count, decimal, percent, times
 
 _BY_LAYER = 'GradientClip(Percentile(95), scope="layer")'
@@ -73,14 +74,18 @@ class Suggestion(NamedTuple):
         return f"{'Keep ' if self.answer == 'keep' and lines else ''}{said}. {self.reason}"
 
 
-def suggest(measured: Sequence[Measured], findings: Sequence[Finding]) -> tuple[Suggestion, ...]:
+def suggest(
+    measured: Sequence[Measured], findings: Sequence[Finding], shadows: Sequence[ShadowResult] = ()
+) -> tuple[Suggestion, ...]:
     """One answer for each optimizer; of several they share the line for a callback.
 
     Args:
         measured: One for each optimizer.
         findings: Of the same report.
+        shadows: Of the same report: what a policy that follows would have done.
     """
     found = [_one(seen, [one for one in findings if one.optimizer in (None, _place(seen))]) for seen in measured]
+    found = [_judged(one, shadows) for one in found]
     if len(found) < 2:
         return tuple(found)
     names = [one.run.layers.names if one.run.layers is not None else () for one in measured]
@@ -91,6 +96,16 @@ def suggest(measured: Sequence[Measured], findings: Sequence[Finding]) -> tuple[
 def _one(seen: Measured, findings: Sequence[Finding]) -> Suggestion:
     found = _of_findings(seen, {one.code: one for one in findings}) or _of_norms(seen)
     return found._replace(optimizer=_place(seen), window=seen.window)
+
+
+def _judged(one: Suggestion, shadows: Sequence[ShadowResult]) -> Suggestion:
+    """What the suggested policy would have done, if it was judged on every step; of a fixed value the norms tell."""
+    for shadow in shadows:
+        if (shadow.name, shadow.scope, shadow.optimizer) == (one.policy, "global", one.optimizer) and shadow.clip_rate:
+            rate = f"{percent(shadow.clip_rate)} of {count(shadow.steps, 'step')}"
+            told = f"{shadow.name}, judged on every step, would have reduced {rate}."
+            return one._replace(reason=f"{one.reason} {told}")
+    return one
 
 
 def _place(seen: Measured) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers.made_runs import clipped, healthy
 
-from lightning_calib import Report
+from lightning_calib import Report, ShadowResult
 from lightning_calib.report.rules import rules_line
 from lightning_calib.report.run import Clipper, Facts
 from lightning_calib.report.wording import decimal
@@ -62,8 +62,13 @@ def test_norms_that_move_get_a_threshold_that_follows():
     run = with_outliers()
     run.scalars.grad_norm_before[45:] /= 5
     found = answer(run)
-    assert found.callback == "ZClip()"
+    assert (found.callback, found.policy) == ("ZClip()", "ZScore()")
     assert "The norm moved from " in found.reason
+    assert "judged on every step" not in found.reason
+    shadows = [ShadowResult("MaxNorm(1.0)", "", 0.3), ShadowResult("ZScore()", "", 0.08, optimizer=1)]
+    assert Report([run], tuple(shadows)).suggestion == (found,)
+    (told,) = Report([run], (*shadows, ShadowResult("ZScore()", "", 0.04, steps=300))).suggestion
+    assert told.reason == f"{found.reason} ZScore(), judged on every step, would have reduced 4 % of 300 steps."
 
 
 def test_a_warm_up_that_goes_on_is_told():

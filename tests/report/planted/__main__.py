@@ -13,9 +13,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from helpers.contradictions import contradictions
 from report.planted.fit import Case
 from report.planted.table import FAULTS, HEALTHY, Score, score
 
+from lightning_calib.report import Report
 from lightning_calib.report.run import Run
 
 
@@ -58,6 +60,8 @@ def main(
                     print(f"{case.name} (seed {seed}): {time.perf_counter() - start:.1f} s", flush=True)
                     continue
                 found.append(score(case, runs))
+                for told in contradictions(Report(runs)):
+                    print(f"CONTRADICTION {case.name} (seed {seed}): the clip value is {told}", flush=True)
                 if not (options.wrong and found[-1].right):
                     tell(found[-1], seed, time.perf_counter() - start)
         if found:
