@@ -25,7 +25,7 @@ test-oldest:  ## the core of the suite with the oldest versions that pyproject.t
 	.venv-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable . pytest numpy
 	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest $(CORE) -o filterwarnings=default -k "not test_validating_from"
 
-# In an environment of its own: DeepSpeed brings a compiler's tools with it, and builds one operator when it is first used.
+# In an environment of its own; nothing is compiled.
 test-deepspeed:  ## GradientMonitor under DeepSpeed's ZeRO 1 to 3, on two processes of the CPU; about 8 minutes
 	$(PYTHON) -m venv .venv-deepspeed
 	.venv-deepspeed/bin/python -m pip install --quiet --constraint constraints.txt torch
