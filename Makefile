@@ -32,7 +32,7 @@ test-newest:  ## the same with the newest versions that there are
 	.venv-newest/bin/python -m pip install --quiet --upgrade --editable . torch lightning tensorboard torchmetrics $(BESIDE)
 	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest $(CORE) -n 2 --dist loadfile -rs -o filterwarnings=default
 
-# In an environment of its own: DeepSpeed brings a compiler's tools with it, and builds one operator when it is first used.
+# In an environment of its own; nothing is compiled.
 test-deepspeed:  ## GradientMonitor under DeepSpeed's ZeRO 1 to 3, on two processes of the CPU; about 8 minutes
 	$(PYTHON) -m venv .venv-deepspeed
 	.venv-deepspeed/bin/python -m pip install --quiet --constraint constraints.txt torch

@@ -430,10 +430,8 @@ if __name__ == "__main__":
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.ERROR)
-    # Built by one process before two of them wait for each other.
-    builder = deepspeed.accelerator.get_accelerator().create_op_builder("ShareMemCommBuilder")
-    if builder is not None and deepspeed.ops.__compatible_ops__.get(builder.NAME):
-        builder.load()
+    # An operator for speed alone, which would be compiled first; two processes would wait for each other meanwhile.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     for quiet in ("lightning.pytorch", "lightning.fabric", "lightning_calib"):
         logging.getLogger(quiet).setLevel(logging.ERROR)
     launch.CASES.update(CASES)
