@@ -33,8 +33,7 @@ export function createTip() {
 
 /** Lines about a row at a step: name, step or steps, value. */
 export function describe(app, shown, row, step) {
-  const name = row.node.path + (row.node.leaf ? "" : `  (${row.node.rows.length} tensors)`);
-  if (!row.codes) return [name, "open: its parts are below"];
+  const name = row.node.path + (row.node.leaf ? "" : `  (${row.node.rows.length} tensors together)`);
   const { steps, at } = shown;
   const i = nearest(steps, step);
   if (i < 0) return [name, "no step"];

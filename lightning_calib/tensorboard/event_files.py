@@ -73,10 +73,18 @@ def find_runs(logdir: Path) -> list[RunFiles]:
     found = []
     for place, folders, names in os.walk(logdir):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        files = [Path(place) / name for name in sorted(names, key=natural) if MARK in name]
-        if files:
-            found.append(RunFiles(Path(place).relative_to(logdir).as_posix(), Path(place), tuple(files)))
+        if files := _in_order(Path(place), names):
+            found.append(RunFiles(Path(place).relative_to(logdir).as_posix(), Path(place), files))
     return found
+
+
+def files_of(folder: Path) -> tuple[Path, ...]:
+    """The event files in one folder, in the order in which they were opened; none if there is no such folder."""
+    return _in_order(folder, os.listdir(folder)) if folder.is_dir() else ()
+
+
+def _in_order(folder: Path, names: Iterable[str]) -> tuple[Path, ...]:
+    return tuple(folder / name for name in sorted(names, key=natural) if MARK in name)
 
 
 def has_records(run: RunFiles) -> bool:
