@@ -12,7 +12,7 @@ const AXIS = 20; // pixels of labels below
 export const names = (text) => text.split(".").filter(Boolean);
 
 /**
- * `content(theme)` gives {lines, bands, shades, signs, more}, or null without data: lines are
+ * `content(theme)` gives {lines, bands, shades, bars, signs, more}, or null without data: lines are
  * [{label, values, steps, colour, width, dash, signed, smooth}], `more` are items of the legend without a line.
  */
 export function createChart(app, { name, title, how, height = 160, stepLabels = true, content }) {
@@ -45,7 +45,7 @@ export function createChart(app, { name, title, how, height = 160, stepLabels = 
     const all = content(app.theme);
     if (!all) return null;
     const lines = all.lines.filter(({ values, signed }) => values?.some((value) => isThere(value, signed)));
-    return lines.length ? { bands: [], shades: [], signs: [], more: [], ...all, lines } : null;
+    return lines.length ? { bands: [], shades: [], bars: [], signs: [], more: [], ...all, lines } : null;
   }
 
   /** Lines as drawn: a smoothed one lies over its own, which turns pale. */

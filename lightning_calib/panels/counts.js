@@ -32,6 +32,24 @@ export function stretches(g, name) {
 
 export const sum = (found) => found.reduce((all, { count }) => all + count, 0);
 
+// Kinds that the rows count, in which column, and what the report calls their number. Others are told one by one.
+export const COUNTED = {
+  clip: ["clip_fraction", "clipped"],
+  nonfinite: ["nonfinite_total", "nonfinite"],
+  skip: ["skipped_total", "skipped"],
+};
+
+/** Where rows count something of a kind. */
+export const places = (app, kind) => (COUNTED[kind] ? stretches(app.model.globals, COUNTED[kind][0]) : []);
+
+/** How many there were of a kind: steps where the rows count them, else events. */
+export function many(app, kind) {
+  const events = app.model.events.filter((event) => event.kind === kind).length;
+  if (!COUNTED[kind]) return events.toLocaleString("en");
+  const steps = counted(app)?.[COUNTED[kind][1]] ?? sum(places(app, kind));
+  return plural(app.model.globals ? steps : Math.max(steps, events), "step");
+}
+
 /** "12 of 300 steps clipped (4 %)" */
 export function clippedSteps(app) {
   const { globals: g } = app.model;

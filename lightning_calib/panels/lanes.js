@@ -1,14 +1,11 @@
 // What happened when, one lane per kind; an empty lane says that it never did.
 
-import { counted, stretches, sum } from "./counts.js";
+import { many, places } from "./counts.js";
 import { fit, h, panel } from "./dom.js";
 import { plural } from "./format.js";
 import { KINDS, goTo } from "./kinds.js";
 
 const LANE = 16;
-// Kinds that the rows count: one stretch for each row that counted a step. The other kinds are told one by one.
-const COUNTED = { clip: "clip_fraction", nonfinite: "nonfinite_total", skip: "skipped_total" };
-const OF_REPORT = { clip: "clipped", nonfinite: "nonfinite", skip: "skipped" };
 
 export function createLanes(app) {
   const frame = panel(
@@ -39,7 +36,7 @@ export function createLanes(app) {
     draw({ heat: at, theme }) {
       const context = fit(canvas, at.left + at.width + 16, KINDS.length * LANE + 2);
       context.font = theme.font;
-      const counts = KINDS.map((kind) => count(app, kind.key));
+      const counts = KINDS.map((kind) => `${kind.label}: ${many(app, kind.key)}`);
       KINDS.forEach((kind, i) => lane(context, at, theme, kind, i, marks(app, kind.key), counts[i]));
       canvas.setAttribute("aria-label", `Events over steps: ${KINDS.map((_, i) => counts[i]).join(", ")}.`);
       const events = app.model.events.filter((event) => event.kind !== "summary").length;
@@ -74,15 +71,5 @@ function lane(context, at, theme, kind, i, found, said) {
 /** Where something of a kind happened: stretches of rows that count it, and events. */
 function marks(app, kind) {
   const events = app.model.events.filter((event) => event.kind === kind);
-  const found = COUNTED[kind] ? stretches(app.model.globals, COUNTED[kind]) : [];
-  return [...found.map((one) => ({ ...one, kind, layer: null })), ...events];
-}
-
-/** "non-finite: 191 steps", "spike: 3" */
-function count(app, kind) {
-  const { label } = KINDS.find((one) => one.key === kind);
-  const events = app.model.events.filter((event) => event.kind === kind).length;
-  if (!COUNTED[kind]) return `${label}: ${events.toLocaleString("en")}`;
-  const steps = counted(app)?.[OF_REPORT[kind]] ?? Math.max(sum(stretches(app.model.globals, COUNTED[kind])), 0);
-  return `${label}: ${plural(Math.max(steps, app.model.globals ? 0 : events), "step")}`;
+  return [...places(app, kind).map((one) => ({ ...one, kind, layer: null })), ...events];
 }

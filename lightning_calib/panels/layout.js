@@ -4,6 +4,7 @@ import { axis } from "./axis.js";
 import { createAlerts } from "./alerts.js";
 import { createDrill } from "./drill.js";
 import { h, replace } from "./dom.js";
+import { shorten } from "./format.js";
 import { createHeat } from "./heat.js";
 import { createLanes } from "./lanes.js";
 import { createLoss } from "./loss.js";
@@ -96,7 +97,9 @@ export function createLayout(app) {
     busy: (yes) => page.setAttribute("aria-busy", String(yes)),
     loaded(about) {
       if (!main.isConnected) replace(page, toolbar.node, notice, verdict.node, main);
-      const gone = about.gone === null ? [] : [`There is no run “${about.gone}” here. This is “${about.run}”.`];
+      const called = (run) => `“${shorten(run, 100)}”`;
+      const gone =
+        about.gone === null ? [] : [`There is no run ${called(about.gone)} here. This is ${called(about.run)}.`];
       show([...gone, ...about.problems, ...app.model.problems].join(" "));
       const node = app.state.values.layer ? app.selection.find(app.state.values.layer) : null;
       if (node) app.selection.reveal(node);

@@ -5,11 +5,12 @@ import { drawable, ends, isThere, marks, place } from "./scale.js";
 
 /**
  * series: [{steps, values, colour, width, dash, signed, alpha}], bands: [{steps, low, high, colour}],
- * guides: [{value, colour, label}], shades: [{from, to, colour}], signs: [{step, shape, colour}].
+ * guides: [{value, colour, label}], shades: [{from, to, colour}], signs: [{step, shape, colour}], bars at
+ * the lower edge: [{from, step, colour}].
  * `box` is {top, height}; `log` says how the axis is; `perEpoch` steps make an epoch where the axis counts those.
  */
 export function strip(context, at, box, theme, given) {
-  const { series = [], bands = [], guides = [], shades = [], signs = [], log = true } = given;
+  const { series = [], bands = [], guides = [], shades = [], bars = [], signs = [], log = true } = given;
   const range = extent(at, series, bands, guides, log);
   const height = (value) => box.top + box.height * (1 - (value - range[0]) / (range[1] - range[0]));
   const y = (value) => height(place(value, log));
@@ -29,6 +30,11 @@ export function strip(context, at, box, theme, given) {
   for (const one of bands) band(context, at, y, one, log);
   for (const one of guides) guide(context, at, y, one);
   for (const one of series) line(context, at, y, one, box, log);
+  for (const { from, step, colour } of bars) {
+    context.fillStyle = colour;
+    const x = at.x(from);
+    context.fillRect(x, box.top + box.height - 3, Math.max(2, at.x(step) - x), 3);
+  }
   for (const one of signs) sign(context, at, box, one);
   context.restore();
   return range;

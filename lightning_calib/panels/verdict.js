@@ -14,7 +14,8 @@ export const keyOf = ({ code, optimizer }) => (optimizer === null ? code : `${co
 
 export const chosenFinding = (app) => {
   const { finding } = app.state.values;
-  return (finding && app.report?.findings?.find((one) => keyOf(one) === finding)) || null;
+  const all = (finding && app.report?.findings) || [];
+  return all.find((one) => keyOf(one) === finding) ?? all.find((one) => one.code === finding) ?? null;
 };
 
 export function createVerdict(app) {

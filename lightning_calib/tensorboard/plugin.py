@@ -22,6 +22,8 @@ from lightning_calib.tensorboard.unexpanded import screened
 log = logging.getLogger("lightning_calib")
 
 Answer = Callable[[Request], tuple[Any, str]]
+# For a browser that is sent to one of our addresses by itself; the tab's own page is TensorBoard's, with its policy.
+POLICY = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 BYTES, JSON = "application/octet-stream", "application/json"
 FRAMES = {"globals": answers.totals, "layers": answers.layers, "node": answers.node, "hist": answers.histograms}
 
@@ -109,6 +111,7 @@ def _served(answer: Answer) -> Any:
         except Exception:
             log.exception("The Gradients tab could not answer %s", request.path)
             response = Respond(request, {"error": "no answer, TensorBoard's log says why"}, JSON, code=500)
+        response.headers.setdefault("Content-Security-Policy", POLICY)
         return response
 
     return serve
