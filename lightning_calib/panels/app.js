@@ -86,6 +86,7 @@ async function load(app) {
     app.timings.fetch = performance.now() - began;
     app.layout.loaded(about);
     app.timings.load = performance.now() - began;
+    app.timings.everything ??= performance.now();
   } catch (error) {
     if (turn === app.turn) app.layout.failed(error);
   } finally {
@@ -104,6 +105,7 @@ async function loadReport(app, run) {
   app.report = { ...found, run };
   app.timings.report = performance.now() - began;
   app.layout.draw();
+  app.timings.verdict ??= performance.now(); // since the page began
 }
 
 /** The run whose layers are compared, or why there is none. */

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.types_pb2 import DT_FLOAT
 
 from lightning_calib.tensorboard.contract import PLUGIN
+from lightning_calib.tensorboard.event_records import records
 from lightning_calib.tensorboard.lists import natural
 
 MARK = "tfevents"  # in the name of every event file
@@ -118,7 +118,7 @@ def load(run: RunFiles, progress: Callable[[int], None] = lambda size: None) -> 
     for index, path in enumerate(run.files):
         read, last = 0, None
         try:
-            for record in RawEventFileLoader(str(path)).Load():
+            for record in records(path):
                 read += len(record) + _FRAME
                 progress(len(record) + _FRAME)
                 if _TAGS.encode() in record or PLUGIN.encode() in record:
