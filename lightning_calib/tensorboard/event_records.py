@@ -1,4 +1,4 @@
-"""Records of an event file with their checksums, many at a time: TensorBoard's own reader takes 0.1 s for a megabyte."""
+"""Records of an event file with their checksums, many at a time: TensorBoard's reader takes 0.1 s for a megabyte."""
 
 import struct
 from collections.abc import Iterator, Sequence
