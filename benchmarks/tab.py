@@ -1,8 +1,8 @@
 """How long the "Gradients" tab takes: `make bench-tab`.
 
-Writes a run of 1,000 tensors at 1,000 steps and one of 100 at 300, starts TensorBoard on them, opens the tab in Chromium,
-five times each, and prints the medians: from the load of the page to the verdict, and to everything; what the report
-itself took; painting all rows anew.
+Writes a run of 1,000 tensors at 1,000 steps and one of 100 at 300, starts TensorBoard on them, opens the tab in
+Chromium, five times each, and prints the medians: from the load of the page to the verdict, and to everything; what
+the report itself took; painting all rows anew.
 """
 
 import argparse

@@ -44,7 +44,7 @@ class GradientsPlugin(TBPlugin):  # type: ignore[misc]  # TensorBoard has no typ
         if context.data_provider is None:
             raise ValueError("this TensorBoard reads without a data provider (--generic_data=false)")
         self._provider = context.data_provider
-        self._folders, self._reports = RunFolders(context.flags), Reports()
+        self._folders, self._reports = RunFolders(getattr(context, "flags", None)), Reports()
         if screened(self._provider, lambda *_: True) is None:
             log.warning(
                 "The Gradients tab cannot look at a record before %s expands it: open no event files of strangers, "
