@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-all test-oldest test-newest test-deepspeed compatibility test-browser lint types screenshots gallery bench bench-doctors cost bench-rates bench-spikes bench-clip-find bench-shadows clean
+.PHONY: demo test test-all test-oldest test-newest test-deepspeed compatibility test-browser lint types screenshots gallery bench bench-doctors bench-tab cost bench-rates bench-spikes bench-clip-find bench-shadows clean
 
 demo: $(STAMP)  ## train a small CNN on handwritten digits with NonFiniteGuard, ZClip and GradientMonitor
 	$(BIN)/python examples/vision.py
@@ -67,6 +67,9 @@ bench-doctors:  ## other packages that diagnose training runs and our report on 
 	$(PYTHON) -m venv .venv-doctors
 	.venv-doctors/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' torchmortem==0.1.1 training-doctor==0.1.0
 	PYTHONPATH=.:tests OMP_NUM_THREADS=1 .venv-doctors/bin/python -W ignore benchmarks/doctors.py
+
+bench-tab: $(STAMP)  ## how long the "Gradients" tab takes until the verdict, until everything, to paint; needs Chromium; about a minute
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/tab.py
 
 cost: $(STAMP)  ## write tests/cost.json anew: how many operations a step of each callback takes
 	OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python -m helpers.cost_table

@@ -140,6 +140,7 @@ def picture(tab: Tab, path: Path, height: int, colours: int = 256) -> None:
     """The tab below TensorBoard's bar; few colours make a smaller file."""
     tab.page.size(WIDE, height + BAR)
     tab.js("d.scrollingElement.scrollTo(0, 0)")
+    tab.until("!d.querySelector('.verdict.waiting')")
     tab.settle()
     tab.js("new Promise((done) => setTimeout(done, 400))")  # histograms and unusual layers come later
     raw = path.with_suffix(".raw.png")

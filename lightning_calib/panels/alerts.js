@@ -28,7 +28,12 @@ export function createAlerts(app) {
       h(
         "td",
         {},
-        h("span.kind", { style: { color: kind.colour } }, h("span.dot"), h("span.word", { text: kind.label })),
+        h(
+          "span.kind",
+          { style: { color: kind.colour } },
+          h("span.shape", { text: kind.shape }),
+          h("span.word", { text: kind.label }),
+        ),
       ),
       h(
         "td.what",

@@ -1,20 +1,21 @@
 // The tab as a whole: loads what the choices ask for, and has every panel draw what was loaded.
 
-import { json } from "./api.js";
 import { palette } from "./colours.js";
 import { loadFrames, loadRun, createData } from "./data.js";
 import { expose } from "./debug.js";
 import { emptyPage } from "./empty.js";
 import { createLayout } from "./layout.js";
+import { shorten } from "./format.js";
 import { followTheme, onReload } from "./host.js";
 import { readLink, writeLink } from "./link.js";
 import { createState } from "./state.js";
 import { createSelection } from "./selection.js";
 
-const LOADS = ["run", "optimizer", "stat", "compare"];
+const LOADS = ["run", "optimizer", "stat", "compare", "third"];
 
-export async function start(body) {
-  const app = { state: createState(readLink()), data: createData(), runs: [], model: null, dark: false, timings: {} };
+/** `data` answers what the panels ask: the server's, unless another has it. */
+export async function start(body, data = createData()) {
+  const app = { state: createState(readLink()), data, runs: [], model: null, report: null, dark: false, timings: {} };
   app.selection = createSelection(app);
   app.layout = createLayout(app);
   body.replaceChildren(app.layout.node);
@@ -38,7 +39,7 @@ export async function start(body) {
 async function reload(app) {
   app.data.forget();
   try {
-    app.runs = (await json("runs")).runs;
+    app.runs = await app.data.runs();
   } catch (error) {
     app.layout.failed(error);
     return;
@@ -69,15 +70,23 @@ async function load(app) {
   const began = performance.now();
   const turn = (app.turn = (app.turn ?? 0) + 1);
   const about = chosen(app);
-  const { stat, compare } = app.state.values;
+  const { stat, compare, third } = app.state.values;
   app.layout.busy(true);
+  loadReport(app, about.run);
   try {
-    const [model, other] = await Promise.all([loadRun(app.data, about, stat), loadOther(app, about, compare, stat)]);
+    const asked = [compare, third].filter((run, i, all) => run && run !== about.run && all.indexOf(run) === i);
+    const [model, ...others] = await Promise.all([
+      loadRun(app.data, about, stat),
+      ...asked.map((run, i) => loadOther(app, about, run, i === 0 ? stat : null)),
+    ]);
     if (turn !== app.turn) return;
-    app.model = { ...model, other };
+    const there = others.filter(Boolean);
+    const { other, apart } = compared(about, model.frames, there[0]);
+    app.model = { ...model, others: there, other, apart };
     app.timings.fetch = performance.now() - began;
     app.layout.loaded(about);
     app.timings.load = performance.now() - began;
+    app.timings.everything ??= performance.now();
   } catch (error) {
     if (turn === app.turn) app.layout.failed(error);
   } finally {
@@ -85,14 +94,43 @@ async function load(app) {
   }
 }
 
+/** What the report says comes when it comes: nothing waits for it. */
+async function loadReport(app, run) {
+  const began = performance.now();
+  if (app.report?.run !== run) app.report = null;
+  const found = await app.data
+    .report(run)
+    .catch((error) => ({ failed: error.message, severity: "none", findings: [] }));
+  if (chosen(app).run !== run) return;
+  app.report = { ...found, run };
+  app.timings.report = performance.now() - began;
+  app.layout.draw();
+  app.timings.verdict ??= performance.now(); // since the page began
+}
+
+/** The run whose layers are compared, or why there is none. */
+function compared(about, mine, other) {
+  if (!other?.frames || !mine) return { other: null, apart: "" };
+  const names = new Set(other.frames.rows);
+  const steps = new Set(other.frames.steps);
+  const pair = `“${shorten(about.run, 60)}” and “${shorten(other.about.run, 60)}”`;
+  const alone = "The picture shows the first alone.";
+  if (!mine.rows.some((name) => names.has(name)))
+    return { other: null, apart: `${pair} have no layer in common. ${alone}` };
+  if (!mine.steps.some((step) => steps.has(step)))
+    return { other: null, apart: `${pair} logged no step in common. ${alone}` };
+  return { other, apart: "" };
+}
+
+/** Another run; its layers only with a statistic. */
 async function loadOther(app, about, run, stat) {
-  const found = run && run !== about.run ? app.runs.find((one) => one.run === run) : null;
+  const found = app.runs.find((one) => one.run === run);
   const which = found?.optimizers.find((one) => one.optimizer === about.optimizer) ?? found?.optimizers[0];
   if (!which) return null;
   const other = { run, ...which };
   const [globals, frames] = await Promise.all([
     which.kinds.includes("globals") ? app.data.globals(run, which.optimizer) : null,
-    which.kinds.includes("layers") ? loadFrames(app.data, other, stat) : null,
+    stat && which.kinds.includes("layers") ? loadFrames(app.data, other, stat) : null,
   ]);
   return { about: other, globals, frames };
 }

@@ -62,6 +62,11 @@ export function palette() {
     "lr",
     "effective",
     "update",
+    "loss",
+    "valid",
+    "second",
+    "third",
+    "accent",
   ];
   const found = Object.fromEntries(names.map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
   found.font = `11px ${style.getPropertyValue("--font").trim()}`;

@@ -10,7 +10,7 @@ export function table(app) {
   const base = app.model.other?.frames ? 2 : 10;
   const head = ["layer", ...steps.slice(first, last)];
   const body = rows
-    .filter((row) => row.codes)
+    .filter((row) => !row.open)
     .map(({ node, codes }) => [
       cell(node.path),
       ...Array.from(codes.subarray(first, last), (code) => value(code, base)),

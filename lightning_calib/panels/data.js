@@ -18,6 +18,7 @@ export function createData() {
   return {
     forget: () => (answers = new Map()),
     runs: async () => (await ask(json, "runs", {})).runs,
+    report: (run) => ask(json, "report", { run }),
     globals: async (run, optimizer) => named(await ask(frame, "globals", { run, optimizer })),
     events: (run, optimizer) => ask(json, "events", { run, optimizer }),
     layers: (run, optimizer, stat) => ask(frame, "layers", { run, optimizer, stat }),

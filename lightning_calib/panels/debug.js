@@ -19,7 +19,7 @@ export function expose(app) {
       return { ...app.timings };
     },
     get axis() {
-      const { left, width, from, to } = app.view.at;
+      const { left, width, from, to } = app.view.heat;
       return { left, width, from, to };
     },
     get ready() {

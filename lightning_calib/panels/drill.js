@@ -2,7 +2,7 @@
 
 import { axis } from "./axis.js";
 import { fit, h, panel } from "./dom.js";
-import { plural } from "./format.js";
+import { plural, shorten } from "./format.js";
 import { legend } from "./legend.js";
 import { ridge } from "./ridge.js";
 import { quotient } from "./statistics.js";
@@ -10,6 +10,7 @@ import { readStep } from "./stack.js";
 import { strip } from "./strip.js";
 
 const LEFT = 54;
+const LONGEST = 160; // characters of a name
 
 export function createDrill(app) {
   const frame = panel(
@@ -94,7 +95,7 @@ export function createDrill(app) {
 
   function title() {
     const path = app.state.values.layer;
-    frame.heading.textContent = path === "" ? "Whole model" : path;
+    frame.heading.textContent = path === "" ? "Whole model" : shorten(path, LONGEST);
     frame.heading.title = path;
     back.hidden = path === "";
   }
@@ -102,7 +103,8 @@ export function createDrill(app) {
   function about() {
     const { frames } = app.model;
     const rows = shown.rows ?? [];
-    const estimated = rows.filter((name) => frames.estimated?.[frames.rows.indexOf(name)]).length;
+    const mine = new Set(rows);
+    const estimated = frames.rows.filter((name, row) => frames.estimated?.[row] && mine.has(name)).length;
     const note = estimated ? ` Weights and updates of ${estimated} of them are estimated from 65,536 elements.` : "";
     return `${plural(rows.length, "tensor")}.${note}`;
   }

@@ -11,8 +11,8 @@ export function number(value) {
   return Number(value.toPrecision(3)).toExponential().replace("e+", "e");
 }
 
-/** A measured value of which -1 says that there is none. */
-export const measured = (value) => (value === -1 ? "–" : number(value));
+/** A measured value of which -1 says that there is none; of what may be negative -inf says so. */
+export const measured = (value, signed) => (value === (signed ? -Infinity : -1) ? "–" : number(value));
 
 /** A power of ten given by its exponent. */
 export const power = (exponent) => number(10 ** exponent);
@@ -21,6 +21,15 @@ export const power = (exponent) => number(10 ** exponent);
 export const factor = (log2) => `×${number(2 ** log2)}`;
 
 export const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
+
+/** A time in seconds since 1970, as people say it: "26 Nov, 15:42". */
+export const clock = (seconds) =>
+  new Date(seconds * 1000).toLocaleString("en-GB", {
+    day: "numeric",
+    month: "short",
+    hour: "2-digit",
+    minute: "2-digit",
+  });
 
 /** The end of a long dotted name, which is where names differ. */
 export function shorten(text, most) {

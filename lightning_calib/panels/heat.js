@@ -4,7 +4,7 @@ import { quantiles } from "./codes.js";
 import { scheme } from "./colours.js";
 import { createControls } from "./controls.js";
 import { h, panel } from "./dom.js";
-import { plural } from "./format.js";
+import { plural, shorten } from "./format.js";
 import { describe, createTip } from "./tip.js";
 import { createLabels } from "./labels.js";
 import { columns, paint } from "./paint.js";
@@ -29,12 +29,13 @@ export function createHeat(app) {
   const spacer = h("div.spacer", {}, window_);
   const scroller = h("div.scroller", {}, spacer);
   const nothing = h("p.nothing", { hidden: true });
+  const apart = h("p.apart", { role: "status", hidden: true });
   const tip = createTip();
   const labels = createLabels(app, { scrollTo, scroller });
   const controls = createControls(app);
   window_.append(labels.node, canvas, chosen);
   frame.tools.append(controls.node);
-  frame.body.append(scroller, nothing, steps);
+  frame.body.append(apart, scroller, nothing, steps);
   frame.node.append(controls.legend, tip.node);
 
   let shown = { rows: [], steps: [] }; // what was drawn last
@@ -55,7 +56,7 @@ export function createHeat(app) {
     return Math.min(most, count * rowHeight);
   }
 
-  function draw({ at, theme, dark }) {
+  function draw({ heat: at, theme, dark, perEpoch }) {
     frame.node.hidden = !app.model.frames;
     if (frame.node.hidden) return;
     const began = performance.now();
@@ -75,7 +76,7 @@ export function createHeat(app) {
     size(steps, at.left + at.width + 16, AXIS);
     const context = steps.getContext("2d");
     context.setTransform(ratio(), 0, 0, ratio(), 0, 0);
-    stepAxis(context, at, 0, theme);
+    stepAxis(context, at, 0, theme, perEpoch);
     say(list);
     controls.draw();
     colourBar(controls.legend, shown, statistic(app.model.frames.stat), app.model.other?.about.run);
@@ -127,13 +128,17 @@ export function createHeat(app) {
 
   function say({ rows, steps }) {
     const heads = rows.filter((row) => row.open).length;
-    const run = app.model.other?.frames ? ` in common with “${app.model.other.about.run}”` : "";
+    const run = app.model.other?.frames ? ` in common with “${shorten(app.model.other.about.run, 60)}”` : "";
     const thinned = app.model.frames.before?.thinned ? ", thinned" : "";
-    const size = `${plural(rows.length - heads, "row")} × ${plural(steps.length, "logged step")}`;
+    const all = app.model.frames.rows.length;
+    const of = all > rows.length - heads ? ` for ${plural(all, "tensor")}` : "";
+    const size = `${plural(rows.length - heads, "row")}${of} × ${plural(steps.length, "logged step")}`;
     frame.how.textContent = shown.compared ? HOW_COMPARED : HOW;
+    apart.textContent = app.model.apart;
+    apart.hidden = !app.model.apart;
     frame.headline.textContent = `${size}${thinned}${run}`;
     nothing.hidden = rows.length > 0 && steps.length > 0;
-    nothing.textContent = rows.length ? "The two runs logged no step in common." : "No layer fits the filter.";
+    nothing.textContent = rows.length ? "No step was logged." : "No layer fits the filter.";
   }
 
   function scrollTo(place) {
@@ -184,7 +189,7 @@ function colourRange(list, at, compared) {
     list.steps.findIndex((step) => step >= at.from),
   );
   const last = list.steps.findLastIndex((step) => step <= at.to) + 1;
-  const codes = list.rows.filter((row) => row.codes).map((row) => row.codes);
+  const codes = list.rows.filter((row) => !row.open).map((row) => row.codes);
   const found = quantiles(codes, first, last, compared ? [0.005, 0.995] : [0.01, 0.995]) ?? [-1, 1];
   const far = Math.max(0.05, Math.abs(found[0]), Math.abs(found[1]));
   const flat = found[1] - found[0] < 0.02 ? 0.1 : 0;

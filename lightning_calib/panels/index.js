@@ -4,7 +4,7 @@ import { start } from "./app.js";
 import { h } from "./dom.js";
 
 export async function render() {
-  const styled = Promise.all(["style", "panels", "heat", "details"].map(styleSheet));
+  const styled = Promise.all(["style", "panels", "heat", "details", "verdict"].map(styleSheet));
   document.documentElement.lang = "en";
   document.title = "Gradients";
   await styled;

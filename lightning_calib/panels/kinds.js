@@ -1,16 +1,17 @@
-// Kinds of events: their words and colours; and how to go where one happened.
+// Kinds of events: their words, colours and shapes; and how to go where one happened.
 
 export const KINDS = [
-  { key: "clip", label: "clip", colour: "#e07b00" },
-  { key: "nonfinite", label: "non-finite", colour: "#e012b4" },
-  { key: "skip", label: "skipped step", colour: "#9b7bd0" },
-  { key: "spike", label: "spike", colour: "#e0503f" },
-  { key: "rewind", label: "rewind", colour: "#2f7fd8" },
-  { key: "dead", label: "dead", colour: "#858c99" },
-  { key: "rate", label: "rate change", colour: "#1f8a70" },
+  { key: "clip", label: "clip", colour: "#e07b00", shape: "▬" },
+  { key: "nonfinite", label: "non-finite", colour: "#e012b4", shape: "✱" },
+  { key: "skip", label: "skipped step", colour: "#9b7bd0", shape: "✕" },
+  { key: "spike", label: "spike", colour: "#e0503f", shape: "▲" },
+  { key: "rewind", label: "rewind", colour: "#2f7fd8", shape: "↶" },
+  { key: "dead", label: "dead", colour: "#858c99", shape: "○" },
+  { key: "rate", label: "rate change", colour: "#1f8a70", shape: "◇" },
 ];
 
-export const kindOf = (key) => KINDS.find((kind) => kind.key === key) ?? { key, label: key, colour: "#858c99" };
+export const kindOf = (key) =>
+  KINDS.find((kind) => kind.key === key) ?? { key, label: key, colour: "#858c99", shape: "■" };
 
 /** Show the layer and the step of an event; a zoom that hides the step is given up. */
 export function goTo(app, { step, layer }) {

@@ -37,9 +37,8 @@ export function createLabels(app, { scrollTo, scroller }) {
     const folder = one.children.length > 0;
     const { group } = row;
     const chosen = one.path === app.state.values.layer;
-    const first = group && drawn.rows[i - 1]?.group !== group;
     const indent = flat ? 0 : Math.min(group ? group.depth : one.depth, 8) * 10;
-    const bare = flat && !folder;
+    const bare = !folder;
     const room = Math.floor((left - indent - (bare ? 12 : 26)) / 6.1);
     const text = flat ? one.path : group ? `${named(group)}.${one.label}` : named(one);
     const parts = folder && !open ? ` ${one.rows.length}` : "";
@@ -48,7 +47,7 @@ export function createLabels(app, { scrollTo, scroller }) {
       {
         id: `calib-row-${i}`,
         role: "row",
-        title: one.path,
+        title: group ? `${one.path}\nDouble click closes ${group.path}` : one.path,
         "aria-level": flat ? 1 : one.depth + 1,
         "aria-rowindex": i + 1,
         "aria-expanded": folder ? String(open) : undefined,
@@ -62,9 +61,7 @@ export function createLabels(app, { scrollTo, scroller }) {
           fontSize: rowHeight < 14 ? "10px" : "",
         },
       },
-      bare
-        ? null
-        : h("span.twist", { text: folder ? (open ? "▾" : "▸") : first && !flat ? "▾" : "", "aria-hidden": "true" }),
+      bare ? null : h("span.twist", { text: folder ? (open ? "▾" : "▸") : "", "aria-hidden": "true" }),
       h("span.name", { role: "gridcell", text: shorten(text, Math.max(8, room - parts.length)) }),
       parts ? h("span.count", { text: parts, title: `${one.rows.length} tensors` }) : null,
     );
@@ -90,11 +87,12 @@ export function createLabels(app, { scrollTo, scroller }) {
     const row = element && drawn.rows.find((one) => one.node.path === element.dataset.path);
     if (!row) return;
     active = row.node;
-    if (event.target.closest(".twist") && (row.group ?? row.node).children.length) toggle(row);
+    if (event.target.closest(".twist")) toggle(row);
     else app.state.set({ layer: row.node.path });
   });
   node.addEventListener("dblclick", (event) => {
-    if (active?.children.length && !event.target.closest(".twist")) toggle({ node: active });
+    const row = drawn.rows.find((one) => one.node === active);
+    if (row && (row.group || active.children.length) && !event.target.closest(".twist")) toggle(row);
   });
   // A mouse gives focus too, and then a new list would take the row away from under the click.
   node.addEventListener("focus", () => place() < 0 && node.matches(":focus-visible") && go(0));

@@ -4,20 +4,28 @@ import { axis } from "./axis.js";
 import { createAlerts } from "./alerts.js";
 import { createDrill } from "./drill.js";
 import { h, replace } from "./dom.js";
+import { shorten } from "./format.js";
 import { createHeat } from "./heat.js";
 import { createLanes } from "./lanes.js";
+import { createLoss } from "./loss.js";
 import { createNorms } from "./norms.js";
-import { createRates } from "./rates.js";
+import { createLossScale, createRates, createUpdates } from "./rates.js";
 import { createStack } from "./stack.js";
 import { createSummary } from "./summary.js";
 import { createToolbar } from "./toolbar.js";
+import { createVerdict } from "./verdict.js";
 import { createWorst } from "./worst.js";
+
+const TALL = 860; // pixels of window from which on the sentences that say how to read a panel have room
 
 export function createLayout(app) {
   const toolbar = createToolbar(app);
+  const verdict = createVerdict(app);
   const notice = h("div.notice", { role: "alert", hidden: true });
-  const left = [createNorms(app), createRates(app), createLanes(app), createHeat(app)];
-  const right = [createSummary(app), createDrill(app), createAlerts(app), createWorst(app)];
+  const heat = createHeat(app);
+  const charts = [createRates(app), createUpdates(app), createLossScale(app)];
+  const left = [createLoss(app), createNorms(app), heat, createLanes(app), ...charts];
+  const right = [createDrill(app), createAlerts(app), createWorst(app), createSummary(app)];
   const stack = createStack(
     app,
     left.map((panel) => panel.node),
@@ -32,8 +40,15 @@ export function createLayout(app) {
       right.map((panel) => panel.node),
     ),
   );
-  const page = h("div.page", {}, toolbar.node, notice, main);
-  const panels = [...left, ...right];
+  const page = h("div.page", {}, toolbar.node, notice, verdict.node, main);
+  const panels = [verdict, ...left, ...right];
+  let explained = window.innerHeight >= TALL;
+  const explain = (yes) => {
+    explained = yes;
+    page.classList.toggle("brief", !yes);
+    toolbar.explained(yes);
+  };
+  explain(explained);
 
   /** The step axis: from the zoom, else from everything that was logged or happened, sorted by step. */
   function view() {
@@ -42,7 +57,9 @@ export function createLayout(app) {
     const ends = [model.globals?.steps, model.frames?.steps, happened].filter((steps) => steps?.length);
     const all = ends.length ? [Math.min(...ends.map((s) => s[0])), Math.max(...ends.map((s) => s.at(-1)))] : [0, 1];
     const [from, to] = app.state.values.zoom ?? all;
-    return { at: axis(...stack.measure(), from, to > from ? to : from + 1), all, theme: app.theme, dark: app.dark };
+    const [at, heat] = stack.measure().map((place) => axis(...place, from, to > from ? to : from + 1));
+    const perEpoch = (app.state.values.epochs && app.report?.steps_per_epoch) || null;
+    return { at, heat, all, perEpoch, theme: app.theme, dark: app.dark };
   }
 
   function draw() {
@@ -70,13 +87,19 @@ export function createLayout(app) {
 
   return {
     node: page,
-    heat: () => left[3].shown(),
+    heat: heat.shown,
+    explain() {
+      explain(!explained);
+      draw();
+    },
     draw,
     hover,
     busy: (yes) => page.setAttribute("aria-busy", String(yes)),
     loaded(about) {
-      if (!main.isConnected) replace(page, toolbar.node, notice, main);
-      const gone = about.gone === null ? [] : [`There is no run “${about.gone}” here. This is “${about.run}”.`];
+      if (!main.isConnected) replace(page, toolbar.node, notice, verdict.node, main);
+      const called = (run) => `“${shorten(run, 100)}”`;
+      const gone =
+        about.gone === null ? [] : [`There is no run ${called(about.gone)} here. This is ${called(about.run)}.`];
       show([...gone, ...about.problems, ...app.model.problems].join(" "));
       const node = app.state.values.layer ? app.selection.find(app.state.values.layer) : null;
       if (node) app.selection.reveal(node);

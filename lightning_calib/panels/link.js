@@ -42,6 +42,8 @@ function parse(key, text) {
   }
   if (key === "optimizer" || key === "depth" || key === "step")
     return text !== "" && Number.isInteger(Number(text)) ? Number(text) : null;
+  if (key === "smooth") return Number(text) > 0 && Number(text) < 1 ? Number(text) : null;
+  if (key === "epochs") return text === "yes" ? text : null;
   if (key === "stat") return STATISTICS.some((one) => one.key === text) ? text : null;
   if (key === "sort") return text === "anomaly" ? text : null;
   return text;

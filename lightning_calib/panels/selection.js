@@ -31,7 +31,7 @@ export function createSelection(app) {
   }
 
   let [memo, key] = [null, ""];
-  /** {rows: [{node, open, codes}], steps, centred}: what is on show. */
+  /** {rows: [{node, open, codes}], steps, centred}: what is on show; an open module has a row of its own, too. */
   function list(from, to) {
     if (!current()) return { rows: [], steps: [] };
     const { filter, sort } = app.state.values;
@@ -46,7 +46,7 @@ export function createSelection(app) {
         from,
         to,
       );
-    for (const row of rows) row.codes = row.open ? null : codesOf(row.node);
+    for (const row of rows) row.codes = codesOf(row.node);
     memo = { rows, steps: made.steps, centred: other !== null || statistic(frames.stat).centred };
     return memo;
   }

@@ -5,11 +5,20 @@ import { h } from "./dom.js";
 
 const MARGIN = 16; // right of the plots; a scroll bar fits in
 
+const GUTTER = 54; // left of a chart, for the numbers of its axis
+const WIDE = new Set(["heat", "lanes"]); // plots that have names on their left
+
+/** Which of the two step axes of a view a plot has. */
+const axisOf = (plot, view) => (WIDE.has(plot) ? view.heat : view.at);
+
 export function createStack(app, panels) {
-  const cross = h("div.cross", { hidden: true });
-  const pin = h("div.cross.pin", { hidden: true });
-  const range = h("div.range", { hidden: true });
-  const node = h("div.stack", { tabindex: "0", role: "group" }, panels, pin, cross, range);
+  const node = h("div.stack", { tabindex: "0", role: "group" }, panels);
+  const lines = panels.map((panel) => {
+    const [pin, cross, range] = ["cross.pin", "cross", "range"].map((name) => h(`div.${name}`, { hidden: true }));
+    const body = panel.querySelector(".body");
+    body.append(pin, cross, range);
+    return { plot: panel.querySelector("[data-plot]").dataset.plot, pin, cross, range };
+  });
   node.setAttribute(
     "aria-label",
     "Charts over steps. Left and right move the crosshair, with Shift by ten rows; plus and minus zoom; " +
@@ -18,35 +27,46 @@ export function createStack(app, panels) {
   let drag = null;
 
   const inner = () => node.querySelector(".lanes .body").getBoundingClientRect();
-  const offset = () => inner().left - node.getBoundingClientRect().left;
   const plotX = (event) => event.clientX - inner().left;
-  const inside = (x) => app.view && x >= app.view.at.left && x <= app.view.at.left + app.view.at.width;
-  const onPlot = (event) => under(event) && inside(plotX(event));
-  const snap = (x) => {
+  /** The step axis under the pointer; null beside the plots. */
+  const onPlot = (event) => {
+    const plot = app.view && under(event)?.dataset.plot;
+    if (!plot) return null;
+    const at = axisOf(plot, app.view);
+    const x = plotX(event);
+    return x >= at.left && x <= at.left + at.width ? at : null;
+  };
+  const snap = (at, event) => {
     const steps = loggedSteps(app);
-    const i = nearest(steps, app.view.at.step(x));
+    const i = nearest(steps, at.step(within(at, event)));
     return i < 0 ? null : steps[i];
   };
+  const within = (at, event) => Math.max(at.left, Math.min(at.left + at.width, plotX(event)));
 
   node.addEventListener("pointermove", (event) => {
     if (!app.view) return;
-    const x = Math.max(app.view.at.left, Math.min(app.view.at.left + app.view.at.width, plotX(event)));
-    if (drag) stretch(range, offset(), drag.x, (drag.to = x));
-    app.state.set({ hover: drag || onPlot(event) ? snap(x) : null });
+    const at = drag?.at ?? onPlot(event);
+    if (drag) {
+      drag.to = within(at, event);
+      const ends = [drag.x, drag.to].map(at.step);
+      for (const { plot, range } of lines) stretch(range, axisOf(plot, app.view), Math.min(...ends), Math.max(...ends));
+    }
+    app.state.set({ hover: at ? snap(at, event) : null });
   });
   node.addEventListener("pointerleave", () => app.state.set({ hover: null }));
   node.addEventListener("pointerdown", (event) => {
-    if (event.button !== 0 || !onPlot(event)) return;
-    drag = { x: plotX(event), to: plotX(event) };
+    const at = event.button === 0 && onPlot(event);
+    if (!at) return;
+    drag = { at, x: plotX(event), to: plotX(event) };
     node.setPointerCapture?.(event.pointerId);
   });
   node.addEventListener("pointerup", (event) => {
     if (!drag) return;
-    const { x, to } = drag;
+    const { at, x, to } = drag;
     drag = null;
-    range.hidden = true;
-    if (Math.abs(to - x) > 5) zoomTo(app, app.view.at.step(Math.min(x, to)), app.view.at.step(Math.max(x, to)));
-    else picked(app, event, snap(x));
+    for (const { range } of lines) range.hidden = true;
+    if (Math.abs(to - x) > 5) zoomTo(app, at.step(Math.min(x, to)), at.step(Math.max(x, to)));
+    else picked(app, event, snap(at, event));
   });
   node.addEventListener("dblclick", (event) => onPlot(event) && app.state.set({ zoom: null }));
   node.addEventListener("keydown", (event) => {
@@ -54,19 +74,23 @@ export function createStack(app, panels) {
     if (stepKey(app, event)) event.preventDefault();
   });
 
-  const place = (line, step, { at }) => {
-    line.hidden = step === null || step < at.from || step > at.to;
-    if (!line.hidden) line.style.transform = `translateX(${offset() + at.x(step)}px)`;
+  const place = (which, step, view) => {
+    for (const { plot, [which]: line } of lines) {
+      const at = axisOf(plot, view);
+      line.hidden = step === null || step < at.from || step > at.to;
+      if (!line.hidden) line.style.transform = `translateX(${at.x(step)}px)`;
+    }
   };
   return {
     node,
+    /** [left, width] of the charts, and of the layers, whose names need more room. */
     measure() {
       const width = inner().width;
-      const left = width < 560 ? 112 : width < 760 ? 150 : 208;
-      return [left, Math.max(80, width - left - MARGIN)];
+      const names = width < 560 ? 112 : width < 760 ? 150 : 208;
+      return [GUTTER, names].map((left) => [left, Math.max(80, width - left - MARGIN)]);
     },
-    draw: (view) => place(pin, app.state.values.step, view),
-    hover: (view) => place(cross, app.state.values.hover, view),
+    draw: (view) => place("pin", app.state.values.step, view),
+    hover: (view) => place("cross", app.state.values.hover, view),
   };
 }
 
@@ -81,10 +105,10 @@ function picked(app, event, step) {
   if (!taken) app.state.set({ step: app.state.values.step === step ? null : step });
 }
 
-function stretch(range, shift, from, to) {
+function stretch(range, at, from, to) {
   range.hidden = false;
-  range.style.left = `${shift + Math.min(from, to)}px`;
-  range.style.width = `${Math.abs(to - from)}px`;
+  range.style.left = `${at.x(from)}px`;
+  range.style.width = `${at.x(to) - at.x(from)}px`;
 }
 
 export const loggedSteps = (app) => app.model?.globals?.steps ?? app.model?.frames?.steps ?? [];

@@ -3,7 +3,8 @@
 export const CHOICES = {
   run: null, // name of the run
   optimizer: null, // its number in the run
-  compare: null, // a second run, of which ratios are shown
+  compare: null, // a second run: its lines, and of the layers the ratios
+  third: null, // a third run: its lines
   stat: "before",
   sort: "model", // or "anomaly"
   filter: "",
@@ -11,6 +12,10 @@ export const CHOICES = {
   layer: "", // path of the module or tensor that is shown in detail; "" is the whole model
   step: null, // where the crosshair was pinned
   zoom: null, // [first step, last step] or null
+  finding: "", // the finding that is open
+  axes: "", // names of the charts whose axis was changed from how it was drawn, with dots between them
+  smooth: 0, // weight of what came before in smoothed lines, below 1; 0: not smoothed
+  epochs: "", // "yes": the axis of steps counts epochs
 };
 
 export function createState(initial) {

@@ -3,7 +3,7 @@
 import { nearest, within } from "./axis.js";
 import { ABSENT, NAN, ZERO, farther } from "./codes.js";
 import { h, replace } from "./dom.js";
-import { factor, power } from "./format.js";
+import { factor, power, shorten } from "./format.js";
 import { statistic } from "./statistics.js";
 
 export function createTip() {
@@ -33,8 +33,7 @@ export function createTip() {
 
 /** Lines about a row at a step: name, step or steps, value. */
 export function describe(app, shown, row, step) {
-  const name = row.node.path + (row.node.leaf ? "" : `  (${row.node.rows.length} tensors)`);
-  if (!row.codes) return [name, "open: its parts are below"];
+  const name = shorten(row.node.path, 160) + (row.node.leaf ? "" : `  (${row.node.rows.length} tensors together)`);
   const { steps, at } = shown;
   const i = nearest(steps, step);
   if (i < 0) return [name, "no step"];

@@ -1,77 +1,80 @@
-// Run, optimizer, comparison; back to all steps; export.
+// Runs, optimizer, how lines are drawn; back to all steps; export.
 
 import { download } from "./csv.js";
 import { h, replace } from "./dom.js";
+import { createRunList } from "./runlist.js";
 import { readStep } from "./stack.js";
 
+const SMOOTH = [
+  ["0", "off"],
+  ["0.6", "0.6"],
+  ["0.9", "0.9"],
+  ["0.98", "0.98"],
+];
+
 export function createToolbar(app) {
-  const select = (name, label, read = String) => {
-    const box = h("select", {
-      "data-choice": name,
-      on: { change: () => app.state.set({ [name]: read(box.value), ...after(name) }) },
-    });
+  const runs = createRunList(app);
+  const select = (name, label, options, read) => {
+    const box = h(
+      "select",
+      { "data-choice": name, on: { change: () => app.state.set({ [name]: read(box.value) }) } },
+      options.map(([value, text]) => h("option", { value, text })),
+    );
     return { box, node: h("label", {}, h("span", { text: label }), box) };
   };
-  const after = (name) => (name === "run" ? { optimizer: null } : {});
-  const run = select("run", "run");
-  const optimizer = select("optimizer", "optimizer", Number);
-  const compare = select("compare", "compare with", (value) => (value === "" ? null : value));
-  const reset = h("button", {
-    type: "button",
-    text: "all steps",
-    title: "Undo the zoom (double click or Escape)",
-    "data-do": "reset",
-    on: { click: () => app.state.set({ zoom: null }) },
-  });
-  const save = h("button", {
-    type: "button",
-    text: "export CSV",
-    title: "Rows and steps that are on show, with their values",
-    "data-do": "csv",
-    on: { click: () => download(app) },
-  });
+  const button = (name, text, title, click) =>
+    h("button", { type: "button", text, title, "data-do": name, on: { click } });
+  const optimizer = select("optimizer", "optimizer", [], Number);
+  const smooth = select("smooth", "smoothing", SMOOTH, Number);
+  const epochs = select(
+    "epochs",
+    "x",
+    [
+      ["", "steps"],
+      ["yes", "epochs"],
+    ],
+    String,
+  );
+  const reset = button("reset", "all steps", "Undo the zoom (double click or Escape)", () =>
+    app.state.set({ zoom: null }),
+  );
+  const save = button("csv", "export CSV", "Rows and steps that are on show, with their values", () => download(app));
+  const explain = button("explain", "?", "How to read each panel", () => app.layout.explain());
   const status = h("span.status", { role: "status" });
-
-  /** Options, each with its own value: a run may be called "" or anything else. */
-  const fill = ({ box }, options, value) => {
-    replace(
-      box,
-      options.map(([key, text]) => h("option", { value: key, text, title: text })),
-    );
-    box.value = value;
-  };
 
   return {
     node: h(
       "div.toolbar",
       { role: "group", "aria-label": "What is shown" },
-      run.node,
+      runs.node,
       optimizer.node,
-      compare.node,
+      smooth.node,
+      epochs.node,
       reset,
       save,
+      explain,
       status,
     ),
+    explained: (yes) => explain.setAttribute("aria-pressed", String(yes)),
     /** Another run or optimizer is shown: the one that `about` describes. */
     loaded(about) {
       const mine = app.runs.find((one) => one.run === about.run);
-      fill(
-        run,
-        app.runs.map((one) => [one.run, one.run]),
-        about.run,
+      replace(
+        optimizer.box,
+        mine.optimizers.map((one) => h("option", { value: one.optimizer, text: `${one.optimizer}: ${one.name}` })),
       );
-      fill(
-        optimizer,
-        mine.optimizers.map((one) => [one.optimizer, `${one.optimizer}: ${one.name}`]),
-        about.optimizer,
-      );
+      optimizer.box.value = about.optimizer;
       optimizer.node.hidden = mine.optimizers.length < 2;
-      const others = app.runs.filter((one) => one.run !== about.run).map((one) => [one.run, one.run]);
-      fill(compare, [["", "nothing"], ...others], app.model.other?.about.run ?? "");
-      compare.node.hidden = !others.length;
       save.disabled = !app.model.frames;
     },
-    draw: () => (reset.disabled = app.state.values.zoom === null),
+    draw() {
+      const { zoom, smooth: weight, epochs: wanted } = app.state.values;
+      reset.disabled = zoom === null;
+      smooth.box.value = String(weight);
+      epochs.box.value = wanted;
+      epochs.node.hidden = !app.report?.steps_per_epoch;
+      runs.draw();
+    },
     hover() {
       const { zoom } = app.state.values;
       const { at } = app.view;

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.types_pb2 import DT_FLOAT
 
 from lightning_calib.tensorboard.contract import PLUGIN
+from lightning_calib.tensorboard.event_records import records
 from lightning_calib.tensorboard.lists import natural
 
 MARK = "tfevents"  # in the name of every event file
@@ -73,10 +73,18 @@ def find_runs(logdir: Path) -> list[RunFiles]:
     found = []
     for place, folders, names in os.walk(logdir):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        files = [Path(place) / name for name in sorted(names, key=natural) if MARK in name]
-        if files:
-            found.append(RunFiles(Path(place).relative_to(logdir).as_posix(), Path(place), tuple(files)))
+        if files := _in_order(Path(place), names):
+            found.append(RunFiles(Path(place).relative_to(logdir).as_posix(), Path(place), files))
     return found
+
+
+def files_of(folder: Path) -> tuple[Path, ...]:
+    """The event files in one folder, in the order in which they were opened; none if there is no such folder."""
+    return _in_order(folder, os.listdir(folder)) if folder.is_dir() else ()
+
+
+def _in_order(folder: Path, names: Iterable[str]) -> tuple[Path, ...]:
+    return tuple(folder / name for name in sorted(names, key=natural) if MARK in name)
 
 
 def has_records(run: RunFiles) -> bool:
@@ -110,7 +118,7 @@ def load(run: RunFiles, progress: Callable[[int], None] = lambda size: None) -> 
     for index, path in enumerate(run.files):
         read, last = 0, None
         try:
-            for record in RawEventFileLoader(str(path)).Load():
+            for record in records(path):
                 read += len(record) + _FRAME
                 progress(len(record) + _FRAME)
                 if _TAGS.encode() in record or PLUGIN.encode() in record:

@@ -14,9 +14,13 @@ from lightning_calib.tensorboard.selection import Selection
 
 
 def runs(reader: Reader) -> dict[str, Any]:
-    """The runs in natural order, and what each of them has; "problems" names the tags that cannot be read."""
-    found = reader.runs()
-    return {"runs": [{"run": name, **_described(found[name])} for name in sorted(found, key=natural)]}
+    """The runs, the newest first, and what each of them has; "problems" names the tags that cannot be read.
+
+    "started" is when a run began, in seconds since 1970; None, and last, where that is not known.
+    """
+    found, started = reader.runs(), reader.started()
+    names = sorted(sorted(found, key=natural), key=lambda name: started.get(name, 0.0), reverse=True)
+    return {"runs": [{"run": name, "started": started.get(name), **_described(found[name])} for name in names]}
 
 
 def events(chosen: Selection) -> dict[str, Any]:

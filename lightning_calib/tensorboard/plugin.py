@@ -14,18 +14,22 @@ from lightning_calib.tensorboard.assets import asset
 from lightning_calib.tensorboard.contract import PLUGIN
 from lightning_calib.tensorboard.reading import Reader
 from lightning_calib.tensorboard.refused import Refused
+from lightning_calib.tensorboard.reports import Reports
+from lightning_calib.tensorboard.run_folders import RunFolders
 from lightning_calib.tensorboard.selection import Selection
 from lightning_calib.tensorboard.unexpanded import screened
 
 log = logging.getLogger("lightning_calib")
 
 Answer = Callable[[Request], tuple[Any, str]]
+# For a browser that is sent to one of our addresses by itself; the tab's own page is TensorBoard's, with its policy.
+POLICY = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 BYTES, JSON = "application/octet-stream", "application/json"
 FRAMES = {"globals": answers.totals, "layers": answers.layers, "node": answers.node, "hist": answers.histograms}
 
 
 class GradientsPlugin(TBPlugin):  # type: ignore[misc]  # TensorBoard has no types
-    """Serves what the callbacks wrote; holds nothing, starts nothing.
+    """Serves what the callbacks wrote; holds nothing but the reports that were asked for, starts nothing.
 
     Args:
         context: TensorBoard's ``TBContext``; it must have a data provider.
@@ -40,6 +44,7 @@ class GradientsPlugin(TBPlugin):  # type: ignore[misc]  # TensorBoard has no typ
         if context.data_provider is None:
             raise ValueError("this TensorBoard reads without a data provider (--generic_data=false)")
         self._provider = context.data_provider
+        self._folders, self._reports = RunFolders(getattr(context, "flags", None)), Reports()
         if screened(self._provider, lambda *_: True) is None:
             log.warning(
                 "The Gradients tab cannot look at a record before %s expands it: open no event files of strangers, "
@@ -57,7 +62,8 @@ class GradientsPlugin(TBPlugin):  # type: ignore[misc]  # TensorBoard has no typ
 
     def get_plugin_apps(self) -> dict[str, Any]:
         """The routes."""
-        routes: dict[str, Answer] = {"/runs": self._runs, "/events": self._events, "/index.js": _file, "/*": _file}
+        routes: dict[str, Answer] = {"/runs": self._runs, "/events": self._events, "/report": self._report}
+        routes |= {"/index.js": _file, "/*": _file}
         routes |= {f"/{name}": self._frame(name) for name in FRAMES}
         return {route: _served(answer) for route, answer in routes.items()}
 
@@ -70,6 +76,14 @@ class GradientsPlugin(TBPlugin):  # type: ignore[misc]  # TensorBoard has no typ
 
     def _events(self, request: Request) -> tuple[Any, str]:
         return lists.events(Selection(self._reader(request), request.args)), JSON
+
+    def _report(self, request: Request) -> tuple[Any, str]:
+        run = request.args.get("run", "")
+        self._reader(request).run(run)  # only what TensorBoard lists is looked for on the disk
+        try:
+            return self._reports.of(self._folders.files(run)), JSON
+        except Refused as refusal:  # no row yet, or files that are not here: an answer, which the tab shows
+            return {"run": run, "failed": str(refusal), "severity": "none", "findings": []}, JSON
 
     def _frame(self, name: str) -> Answer:
         def answer(request: Request) -> tuple[Any, str]:
@@ -97,6 +111,7 @@ def _served(answer: Answer) -> Any:
         except Exception:
             log.exception("The Gradients tab could not answer %s", request.path)
             response = Respond(request, {"error": "no answer, TensorBoard's log says why"}, JSON, code=500)
+        response.headers.setdefault("Content-Security-Policy", POLICY)
         return response
 
     return serve

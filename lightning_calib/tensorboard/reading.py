@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
+from math import isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,6 +74,11 @@ class Reader:
         """All runs that have data of ours, in no particular order."""
         listed = self._provider.list_tensors(**self._where)
         return {run: _checked(run, tags) for run, tags in listed.items()}
+
+    def started(self) -> dict[str, float]:
+        """When each run began, in seconds since 1970; without those of which it is not known."""
+        listed = self._provider.list_runs(ctx=self._where["ctx"], experiment_id=self._where["experiment_id"])
+        return {run.run_name: float(run.start_time) for run in listed if run.start_time and isfinite(run.start_time)}
 
     def run(self, name: str) -> Run:
         """One run.

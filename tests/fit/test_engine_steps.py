@@ -24,11 +24,18 @@ NORM = math.sqrt(ELEMENTS)
 class EngineFit(BareFit):
     """What Lightning does under DeepSpeed: the hook is called before each call of the engine."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *callbacks: Any, manual: bool = False, **options: Any) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, *callbacks: Any, manual: bool = False, processes: int = 1, **options: Any
+    ) -> None:
         self.written, self.patch, self.options = Written(), monkeypatch, options
         logged = options.pop("log_every_n_steps", 1)
         super().__init__(
-            callbacks or [Watches()], manual=manual, loggers=[self.written], strategy=self, log_every_n_steps=logged
+            callbacks or [Watches()],
+            manual=manual,
+            loggers=[self.written],
+            strategy=self,
+            log_every_n_steps=logged,
+            world_size=processes,
         )
 
     @cached_property
@@ -165,8 +172,7 @@ def test_tensors_that_do_not_make_up_the_norm_are_told_of_once(monkeypatch, said
 
 
 def test_a_failure_to_read_ends_the_run_where_other_processes_would_wait(monkeypatch) -> None:
-    alone, together = EngineFit(monkeypatch), EngineFit(monkeypatch)
-    together.trainer.world_size = 2
+    alone, together = EngineFit(monkeypatch), EngineFit(monkeypatch, processes=2)
     monkeypatch.delattr(sys.modules["deepspeed"].utils, "safe_get_full_grad")
     alone.batch()
     (reason,) = alone.trainer.callbacks[0].refused

@@ -132,3 +132,47 @@ def test_ticks_are_round_and_inside(page: Page) -> None:
 def test_a_broken_link_is_no_error(page: Page, hash_: str) -> None:
     page.run(f"history.replaceState(null, '', '#lightning_calib&{hash_}&p.lightning_calib.stat=after')")
     assert ask(page, "link.js", "m.readLink()") == {"stat": "after"}
+
+
+def test_smoothing_is_the_mean_with_weights_that_fall(page: Page) -> None:
+    values = [1.0, 4.0, -1.0, 2.0, 8.0]  # -1: nothing was measured
+    ours = ask(page, "scale.js", "Array.from(m.smoothed(Float32Array.from(values), 0.5))", values=values)
+    seen, wanted = [], []
+    for value in values:
+        seen += [value] if value != -1 else []
+        weights = 0.5 ** np.arange(len(seen))[::-1]
+        wanted.append(float(weights @ seen / weights.sum()) if value != -1 else -1.0)
+    np.testing.assert_allclose(ours, wanted, rtol=1e-6)  # float32
+    signed = ask(page, "scale.js", "Array.from(m.smoothed(Float32Array.of(-1, 1, -Infinity), 0.5, true), String)")
+    assert signed == ["-1", str(np.float32(1 / 3).item()), "-Infinity"]
+
+
+def test_an_axis_holds_what_can_be_drawn_on_it(page: Page) -> None:
+    cases = "[0, -1, -2, 3, NaN, Infinity, -Infinity].map((v) => [m.drawable(v, true), m.drawable(v, false),"
+    found = ask(page, "scale.js", f"{cases} m.drawable(v, false, true)])")
+    assert found == [
+        [False, True, True],
+        [False, False, True],
+        [False, True, True],
+        [True, True, True],
+        *[[False] * 3] * 3,
+    ]
+    assert ask(page, "scale.js", "m.ends(2, 4, false)[0] > 1.5 && m.ends(0, 4, false)[0] === 0")
+    assert ask(page, "scale.js", "m.marks([0, 10], false, 4).map(([, text]) => text)") == ["0", "2.5", "5", "7.5", "10"]
+    assert ask(page, "scale.js", "m.marks([-2, 1], true, 4).map(([, text]) => text)") == ["0.01", "0.1", "1", "10"]
+
+
+def test_counts_are_of_steps_between_rows(page: Page) -> None:
+    given = {"steps": [9, 19, 29, 49], "nonfinite_total": [0, 3, 3, 10], "clip_fraction": [0.5, 0, -1, 0.1]}
+    found = ask(page, "counts.js", "m.stretches(g, 'nonfinite_total')", g=given)
+    assert [(one["from"], one["step"], one["count"]) for one in found] == [(10, 19, 3), (30, 49, 7)]
+    assert ask(page, "counts.js", "m.sum(m.stretches(g, 'clip_fraction'))", g=given) == 5 + 2
+    assert ask(page, "counts.js", "m.windows([4, 5, 6])") == [1, 1, 1]
+    assert ask(page, "counts.js", "m.stretches({steps: []}, 'skipped_total')") == []
+
+
+def test_laying_runs_over_keeps_the_last_two(page: Page) -> None:
+    steps = "let now = {compare: null, third: null}; return names.map((run) => (now = m.overlaid(now, run)));"
+    found = ask(page, "runlist.js", f"(() => {{ {steps} }})()", names=["a", "b", "c", "b", "c"])
+    pairs = [(one["compare"], one["third"]) for one in found]
+    assert pairs == [("a", None), ("a", "b"), ("b", "c"), ("c", None), (None, None)]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_calib.report.codes import CODES
 from lightning_calib.tensorboard.assets import FOLDER
 
 FILES = sorted(path for path in FOLDER.iterdir() if path.is_file())
@@ -64,6 +65,19 @@ def test_the_first_exports_what_tensorboard_calls() -> None:
     assert "export async function render()" in text
     for name in re.findall(r"\[((?:\"\w+\",? ?)+)\]\.map\(styleSheet\)", text)[0].replace('"', "").split(", "):
         assert (FOLDER / f"{name}.css").exists()
+
+
+def test_what_a_finding_means_is_said_as_in_the_docs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "findings.md").read_text()
+    wanted = {}
+    for code, section in re.findall(r"^## ([a-z-]+)\n(.*?)(?=^## )", page, re.M | re.S):
+        text = " ".join(re.search(r"\*\*What it means\.\*\* (.*?)(?=\n\n)", section, re.S)[1].split())
+        wanted[code] = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", re.sub(r"`|\*\*", "", text))
+    script = (FOLDER / "meanings.js").read_text()
+    texts = re.findall(r'^  "?([a-z-]+)"?:\s+((?:"(?:[^"\\]|\\.)*"[ +\n]*)+),$', script, re.M)
+    found = {code: "".join(re.findall(r'"((?:[^"\\]|\\.)*)"', text)).replace('\\"', '"') for code, text in texts}
+    assert set(found) == set(CODES)
+    assert found == wanted
 
 
 def test_the_kinds_of_events_are_those_of_the_contract() -> None:

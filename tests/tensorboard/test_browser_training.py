@@ -88,12 +88,12 @@ def test_the_planted_step_is_the_brightest_column(tab: Tab) -> None:
 
 def test_the_alerts_name_what_was_planted_and_lead_there(tab: Tab) -> None:
     tab.open()
-    assert any(f"{SPIKE}spike" in text and SPIKED in text for text in alerts(tab, "spike"))
+    assert any(f"{SPIKE}▲spike" in text and SPIKED in text for text in alerts(tab, "spike"))
     assert any("net.gone" in text for text in alerts(tab, "dead"))
     assert any(SICK in text or "net.last" in text for text in alerts(tab, "non-finite"))
     assert alerts(tab, "skipped step")
     rows = tab.js("[...d.querySelectorAll('.alerts tbody tr')].map((one) => one.textContent)")
-    place = next(i for i, text in enumerate(rows) if f"{SPIKE}spike" in text and SPIKED in text)
+    place = next(i for i, text in enumerate(rows) if f"{SPIKE}▲spike" in text and SPIKED in text)
     tab.click(f".alerts tbody tr:nth-child({place + 1})")
     assert (tab.choice("layer"), tab.choice("step")) == (SPIKED, SPIKE)
     tab.until(f"d.querySelector('.drill h2').textContent === '{SPIKED}'")

@@ -8,7 +8,7 @@ import torch
 from chromium import browser, executable
 from forged import metadata, put, repeated
 from tab import Tab, served
-from written import GLOBAL_NAMES, NAMES, event, events, layers, norms, totals, whole, writer
+from written import ABSENT_GLOBALS, GLOBAL_NAMES, NAMES, event, events, layers, norms, totals, whole, writer
 
 pytestmark = [
     pytest.mark.browser,
@@ -44,7 +44,7 @@ def small(step: int) -> torch.Tensor:
 
 
 def write(logs: Path) -> None:
-    known = torch.tensor([NUMBERS[name][0] if name in NUMBERS else -1.0 for name in GLOBAL_NAMES])
+    known = torch.tensor([NUMBERS[name][0] if name in NUMBERS else ABSENT_GLOBALS[name] for name in GLOBAL_NAMES])
     for name in ("small", LONG):
         with writer(logs / name) as out:
             for step in range(STEPS):

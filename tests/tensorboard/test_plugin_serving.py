@@ -72,11 +72,12 @@ def test_the_tab_is_shown_under_its_name(tab: Board) -> None:
     assert listed["loading_mechanism"]["module_path"] == "/data/plugin/lightning_calib/index.js"
 
 
-def test_runs_come_in_natural_order_with_all_that_they_have(tab: Board) -> None:
+def test_runs_come_with_all_that_they_have_the_newest_first(tab: Board) -> None:
     names = list(tab.runs())
-    assert names == [".", "long", f"nested/deeper/{ODD_RUN}", "resumed", "run9", "run10", "same step", "two"]
+    assert names == ["same step", "long", "resumed", "run9", "run10", f"nested/deeper/{ODD_RUN}", "two", "."]
     assert tab.runs()["two"] == {
         "run": "two",
+        "started": tab.runs()["two"]["started"],
         "optimizers": [
             {"optimizer": k, "name": name, "kinds": ["layers", "globals", "hist", "events"], "last_step": STEPS - 1}
             for k, name in enumerate(("AdamW", "SGD"))
@@ -237,7 +238,7 @@ def test_several_directories_and_a_path_prefix(tmp_path: Path) -> None:
     run(tmp_path / "a" / "fold0", 5)
     run(tmp_path / "b", 5)
     with board(None, "python", f"--logdir_spec=A:{tmp_path / 'a'},B:{tmp_path / 'b'}", prefix="/pre/fix") as tab:
-        assert list(tab.runs()) == ["A/fold0", "B/."]
+        assert list(tab.runs()) == ["B/.", "A/fold0"]
         assert len(tab.frame("globals", run="B/.").values) == 5
         listed = tab.get("/data/plugins_listing").json["lightning_calib"]
         assert listed["loading_mechanism"]["module_path"] == "/pre/fix/data/plugin/lightning_calib/index.js"

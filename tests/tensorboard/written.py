@@ -18,6 +18,7 @@ from lightning_calib.dashboard.event_file import Record, RecordWriter
 from lightning_calib.tensorboard.contract import (
     ABSENT,
     ABSENT_EXPONENT,
+    ABSENT_GLOBALS,
     GLOBAL_NAMES,
     HISTOGRAM_COLUMNS,
     LOW_EXPONENT,
@@ -135,7 +136,7 @@ def whole(value: Tensor, step: int, steps: int) -> Tensor:
         "norm_p50": 0.5,
         "norm_p90": 0.9,
     }
-    return torch.tensor([known.get(name, ABSENT) for name in GLOBAL_NAMES])
+    return torch.tensor([known.get(name, ABSENT_GLOBALS[name]) for name in GLOBAL_NAMES])
 
 
 def counts(paths: Sequence[str], step: int, steps: int) -> Tensor:

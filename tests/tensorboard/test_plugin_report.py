@@ -1,0 +1,136 @@
+"""The verdict that the tab shows is the command line's, from the same event files, and is made anew when they grow."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from board import LOADERS, Board, board
+from written import GLOBAL_NAMES, NAMES, append, norms, run, totals, whole, writer
+
+from lightning_calib.cli import main
+from lightning_calib.report import Finding
+from lightning_calib.tensorboard.event_files import RunFiles
+from lightning_calib.tensorboard.refused import Refused
+from lightning_calib.tensorboard.reports import MOST_LAYERS, Reports, _finding
+from lightning_calib.tensorboard.run_folders import RunFolders
+
+STEPS = 60
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("logs")
+    run(folder, STEPS, every_hist=0)
+    run(folder / "two & <b>", STEPS, optimizers=2, every_hist=0)
+    return folder
+
+
+@pytest.fixture(scope="module", params=LOADERS)
+def tab(request: pytest.FixtureRequest, logs: Path) -> Iterator[Board]:
+    with board(logs, request.param) as tab:
+        tab.until(lambda tab: len(tab.runs()) == 2)
+        yield tab
+
+
+def told(capsys: pytest.CaptureFixture[str], logs: Path) -> dict[str, dict]:
+    assert main(["report", str(logs), "--format", "json"]) == 0
+    return {one["run"]: one for one in json.loads(capsys.readouterr().out)["runs"]}
+
+
+def test_every_run_has_the_verdict_and_the_findings_of_the_command_line(
+    tab: Board, logs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reports = told(capsys, logs)
+    for name, command_line in zip((".", "two & <b>"), (reports[str(logs)], reports["two & <b>"]), strict=True):
+        found = tab.json("report", run=name)
+        assert found["verdict"] == command_line["verdict"]
+        for mine, its in zip(found["findings"], command_line["findings"], strict=True):
+            assert {key: mine[key] for key in ("code", "severity", "sentence", "advice", "steps", "optimizer")} == {
+                key: its[key] for key in ("code", "severity", "sentence", "advice", "steps", "optimizer")
+            }
+            assert (mine["layers"], mine["layer_count"]) == (its["layers"], len(its["layers"]))
+        assert found["severity"] == ("fine" if its["severity"] == "note" else found["findings"][0]["severity"])
+        counts = [(one["steps"], one["skipped"], one["nonfinite"]) for one in found["optimizers"]]
+        its_counts = [(one["steps"], one["skipped"], one["nonfinite"]) for one in command_line["optimizers"]]
+        assert counts == its_counts
+
+
+def test_a_run_that_is_not_listed_is_not_looked_for(tab: Board) -> None:
+    for name in ("nowhere", "..", "two & <b>/..", "/etc", ""):
+        assert "must be a run with records" in tab.refusal(404, "report", run=name)
+
+
+def test_a_report_is_kept_until_the_files_grow(tmp_path: Path) -> None:
+    reports, folders = Reports(), RunFolders(_Flags(str(tmp_path)))
+    with writer(tmp_path / "run") as out:
+        append(out, range(20), steps=STEPS)
+        out.experiment.flush()
+        first = reports.of(folders.files("run"))
+        assert reports.of(folders.files("run")) is first
+        append(out, range(20, STEPS), steps=STEPS)
+        out.experiment.flush()
+        second = reports.of(folders.files("run"))
+    assert second is not first
+    assert (first["optimizers"][0]["steps"], second["optimizers"][0]["steps"]) == (20, STEPS)
+
+
+def test_clipped_steps_are_counted_between_rows(tmp_path: Path) -> None:
+    with writer(tmp_path) as out:
+        for step in (9, 19, 29):
+            value = whole(norms(NAMES, step, 30), step, 30)
+            value[GLOBAL_NAMES.index("clip_fraction")] = {9: 0.5, 19: 0.0, 29: 0.3}[step]
+            out.write([totals(value)], step)
+    found = Reports().of(RunFolders(_Flags(str(tmp_path))).files("."))
+    assert found["optimizers"][0]["clipped"] == 8  # 5 of the first ten, 3 of the last
+
+
+def test_layers_that_a_finding_names_are_few_and_steps_beyond_what_a_browser_counts_are_text(tmp_path: Path) -> None:
+    many = Finding("dead-layer", "look", "Dead.", layers=tuple(map(str, range(70))), steps=(5, 2**60))
+    found = _finding(many)
+    assert (len(found["layers"]), found["layer_count"]) == (MOST_LAYERS, 70)
+    assert found["steps"] == [5, str(2**60)]
+
+
+@pytest.mark.parametrize("spec", ["A:{a},B:{b}", "{a},{b}"])
+def test_folders_follow_the_flags(tmp_path: Path, spec: str) -> None:
+    for name in "ab":
+        run(tmp_path / name / f"run {name}", 4, every_hist=0)
+        run(tmp_path / name, 4, every_hist=0)
+    folders = RunFolders(_Flags(None, spec.format(a=tmp_path / "a", b=tmp_path / "b")))
+    prefix = "B/" if ":" in spec.partition("{")[0] else ""
+    assert folders.files(f"{prefix}run b").folder == tmp_path / "b" / "run b"
+    assert folders.files(f"{prefix}.").folder == tmp_path / ("b" if prefix else "a")
+
+
+def test_what_is_not_on_this_disk_is_said(tmp_path: Path) -> None:
+    cloud, here = _Flags("gs://bucket/logs"), _Flags(str(tmp_path))
+    for flags, where in ((cloud, "only TensorBoard can read"), (None, "another place"), (here, "another place")):
+        with pytest.raises(Refused, match=where):
+            RunFolders(flags).files("run")
+    (tmp_path / "up").mkdir()
+    run(tmp_path, 4, every_hist=0)
+    with pytest.raises(Refused):
+        RunFolders(_Flags(str(tmp_path / "up"))).files("..")
+    empty = RunFiles("empty", tmp_path, ())
+    with pytest.raises(Refused, match="has none yet"):
+        Reports().of(empty)
+
+
+def test_the_newest_run_is_first(tmp_path: Path) -> None:
+    for name in ("b", "a10", "a9"):
+        run(tmp_path / name, 4, every_hist=0)
+        time.sleep(0.02)
+    for loader in LOADERS:
+        with board(tmp_path, loader) as tab:
+            tab.until(lambda tab: len(tab.runs()) == 3)
+            assert list(tab.runs()) == ["a9", "a10", "b"]
+            started = [one["started"] for one in tab.runs().values()]
+            assert started == sorted(started, reverse=True)
+            assert all(started)
+
+
+class _Flags:
+    def __init__(self, logdir: str | None, logdir_spec: str = "") -> None:
+        self.logdir, self.logdir_spec = logdir, logdir_spec
