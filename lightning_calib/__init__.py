@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lightning_calib.callbacks import PreciseBatchNorm as PreciseBatchNorm
     from lightning_calib.callbacks import SpikeGuard as SpikeGuard
     from lightning_calib.callbacks import ZClip as ZClip
-    from lightning_calib.callbacks.clip_find import clip_find as clip_find
+    from lightning_calib.callbacks.clip_search import clip_find as clip_find
     from lightning_calib.callbacks.clip_suggestion import ClipSuggestion as ClipSuggestion
     from lightning_calib.functional import Observation as Observation
     from lightning_calib.functional import Policy as Policy
@@ -54,7 +54,7 @@ _HOMES = {
         "AGC AdaGC AutoClip GradientCentralize GradientClip GradientMonitor GradientNormalize GradientValueClip "
         "LearningRateControl NonFiniteGuard PreciseBatchNorm SpikeGuard ZClip"
     ),
-    "callbacks.clip_find": "clip_find",
+    "callbacks.clip_search": "clip_find",
     "callbacks.clip_suggestion": "ClipSuggestion",
     "functional": "Observation Policy SegmentReport",
     "report": "Finding Report ShadowResult",

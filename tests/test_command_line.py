@@ -143,6 +143,7 @@ def test_the_keys_of_json_stay(capsys) -> None:
     assert (set(found), found["schema"]) == ({"schema", "runs"}, 1)
     assert set(found["runs"][0]) == {
         *("schema", "verdict", "next", "suggestion", "findings", "optimizers", "clippers", "layers", "shadow"),
+        "bad_steps",
         *("run", "problems"),
     }
     found = json.loads(told(capsys, "check", "healthy", "--format", "json")[1])

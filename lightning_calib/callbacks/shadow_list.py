@@ -46,7 +46,7 @@ class ShadowList:
     """
 
     def __init__(self, shadow: Shadows) -> None:
-        given: Any = sensible() if shadow is True else shadow if shadow not in (None, False) else []
+        given: Any = sensible() if shadow is True else [] if shadow is None or shadow is False else shadow
         if not isinstance(given, Sequence) or isinstance(given, (str, bytes)):
             raise TypeError(message("shadow", "a list of policies or callbacks of ours, True or None", shadow, _REMEDY))
         self.judges = [_judge(i, one) for i, one in enumerate(given)]
@@ -98,7 +98,10 @@ def _judge(place: int, one: object) -> SegmentRescaler:
     if isinstance(one, SegmentRescaler):
         return one
     if isinstance(one, Policy) or (isinstance(one, (int, float)) and not isinstance(one, bool)):
-        return GradientClip(one)
+        try:
+            return GradientClip(one)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"`shadow[{place}]` is judged as a clip: {error}") from None
     rule = "a number, a policy, or a callback that clips or normalises by one"
     raise TypeError(message(f"shadow[{place}]", rule, one, _REMEDY))
 

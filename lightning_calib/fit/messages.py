@@ -3,12 +3,15 @@
 import logging
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from lightning.pytorch.utilities import rank_zero_only
 
+# Python 3.10 knows no parameter of this class.
+_ToStream = logging.StreamHandler[TextIO] if TYPE_CHECKING else logging.StreamHandler
 
-class _Fallback(logging.StreamHandler[TextIO]):
+
+class _Fallback(_ToStream):
     """Writes to stderr as long as the program has set up no logging of its own."""
 
     def emit(self, record: logging.LogRecord) -> None:

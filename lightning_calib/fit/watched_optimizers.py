@@ -1,6 +1,7 @@
 """The optimizers of a fit: which of them can be judged, how their steps are followed, and who takes whose place."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import lightning.pytorch as pl
 from torch import nn
@@ -89,9 +90,9 @@ class WatchedOptimizers:
         suffix = f"/{index}" if len(self.trainer.optimizers) > 1 else ""
         units, engine = any(one._needs.units for one in self.participants), self.facts.engine
         optimizer = optimizer if engine is None else engine.optimizer
-        view = GradientView(
-            index, optimizer, self.module, suffix=suffix, units=units, scaler=self.facts.scaler, engine=engine
-        )
+        known: Any = {"suffix": suffix, "units": units, "scaler": self.facts.scaler, "engine": engine}
+        acts = any(one._needs.acts for one in self.participants)
+        view = GradientView(index, optimizer, self.module, acts=acts, **known)
         run = self.runs[id(optimizer)] = OptimizerRun.of(view)
         self.hooks[id(optimizer)] = StepHooks(
             run,

@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from lightning_calib.functional.since import COPIED, SPREAD
+from lightning_calib.functional.since import SPREAD
 
 
 def is_sharded(value: object) -> TypeGuard[Any]:
@@ -64,8 +64,7 @@ def why_not(tensors: Iterable[Tensor]) -> str | None:
     for tensor in tensors:
         if not is_sharded(tensor):
             continue
-        copied = all(one.is_replicate() for one in tensor.placements)
-        old = SPREAD.why_not() or (COPIED.why_not() if copied else None)
+        old = SPREAD.why_not()
         if old is not None:
             return old
         shape = tuple(tensor.shape)

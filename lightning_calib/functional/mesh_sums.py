@@ -73,12 +73,22 @@ class Shards:
         """Whether tensor ``i`` is more than what this process holds of it."""
         return self.flat[i] is not None or is_sharded(self.tensors[i])
 
-    def settle_gradients(self) -> None:
-        """Bring every gradient into its parameter's placements: a partial one is summed, as the step itself would."""
+    def gradients(self, *, to_write: bool) -> list[Tensor | None]:
+        """Every gradient in its parameter's placements: a partial one is summed, as the step itself would.
+
+        Args:
+            to_write: Whether somebody may write to them. Else the sums are made aside, and the terms stay where they
+                are: the optimizer sums them in another order, so that its last bits are others.
+        """
+        found: list[Tensor | None] = []
         for tensor in self.tensors:
             gradient = tensor.grad
             if is_sharded(tensor) and is_sharded(gradient) and gradient.placements != tensor.placements:
-                tensor.grad = gradient.redistribute(placements=tensor.placements)
+                gradient = gradient.redistribute(placements=tensor.placements)
+                if to_write:
+                    tensor.grad = gradient
+            found.append(gradient)
+        return found
 
     def splits_units(self, i: int) -> bool:
         """Whether processes share the units of tensor ``i`` among them, and not only the tensor."""

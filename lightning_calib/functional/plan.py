@@ -208,10 +208,10 @@ class Plan:
         same = len(tensors) == len(self.tensors) and all(map(is_, tensors, self.tensors))
         return same and all(tensor.shape == shape for tensor, shape in zip(tensors, self.shapes, strict=True))
 
-    def gradients(self) -> list[Tensor | None]:
+    def gradients(self, *, to_write: bool = True) -> list[Tensor | None]:
         """The gradients now, None where there is none; those of sharded parameters are placed as these are."""
         if self.shards is not None:
-            self.shards.settle_gradients()
+            return self.shards.gradients(to_write=to_write)
         return [tensor.grad for tensor in self.tensors]
 
 

@@ -36,12 +36,6 @@ SPREAD = Since(
     "two processes end with other weights than one",
     "DDP",
 )
-COPIED = Since(
-    "A DTensor of which every process holds a copy, as sequence parallel makes them",
-    (2, 12),
-    "the optimizer keeps terms of sums, so that a run that is only measured ends with other bits",
-    "leave its gradients out of sequence parallel",
-)
 FLAT = Since("FSDP1", (2, 9), "its gradients cannot be told apart", "DDP")
 
 

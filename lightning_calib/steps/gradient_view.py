@@ -48,9 +48,10 @@ class GradientView:
         units: bool,
         scaler: Any,
         engine: Engine | None = None,
+        acts: bool = True,
     ) -> None:
         self.index, self.optimizer, self.module, self.suffix = index, optimizer, module, suffix
-        self.units, self.scaler, self.engine = units, scaler, engine
+        self.units, self.scaler, self.engine, self.acts = units, scaler, engine, acts
         self.window_scale = 1.0
         self._reached = True  # whether there can be a gradient
         self._brought: list[bool] = []  # which gradients an engine has brought together
@@ -118,7 +119,7 @@ class GradientView:
 
     def look_again(self) -> None:
         """The gradients may have changed: what was read of them holds no longer."""
-        self.gradients = self.plan.gradients() if self.engine is None else []
+        self.gradients = self.plan.gradients(to_write=self.acts) if self.engine is None else []
         self.scale = pending_scale(self.scaler, self.optimizer)
         self.readings: dict[float, Reading] = {}
 
@@ -161,7 +162,7 @@ class GradientView:
 
     def read_used(self) -> Reading:
         """Read what the optimizer uses, when nobody changes it any more; what is known of the step stays."""
-        self.gradients = self.plan.gradients()
+        self.gradients = self.plan.gradients(to_write=False)
         return self.measure()
 
     def let_go(self) -> None:

@@ -43,13 +43,10 @@ BASE: dict[str, dict[str, Any]] = {
     "Report": {"runs": []},
     "refine_schedule": {"norms": [1.0, 2.0, 3.0]},
 }
-RECORDS = [
-    "Finding",
-    "Measurement",
-    "Observation",
-    "SegmentReport",
-]  # what this package hands out; it takes none of them
-OTHERS = ["functional", "NonFiniteGradientError", "SpikeError", *RECORDS]
+# What this package hands out; it takes none of them.
+RECORDS = ["ClipSuggestion", "Finding", "Measurement", "Observation", "SegmentReport", "ShadowResult"]
+# `clip_find` takes a Trainer and a model, and trains: see test_clip_find.py.
+OTHERS = ["functional", "clip_find", "NonFiniteGradientError", "SpikeError", *RECORDS]
 NAMES = [name for name in lightning_calib.__all__ if name not in OTHERS]
 FUZZ = settings(
     max_examples=30,

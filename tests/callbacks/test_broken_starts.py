@@ -43,8 +43,8 @@ def test_the_incident_that_ends_a_run_is_in_the_tabs_memory():
     monitor, module = GradientMonitor(100), Tiny(gains={3: float("nan")})
     with pytest.raises(NonFiniteGradientError):
         fit(module, [NonFiniteGuard("raise"), monitor], 6, logger=TensorBoardLogger("logs"))
-    ((step, layer, text),) = monitor.state_dict()["dashboard"]["0"]["incidents"]
-    assert (step, layer[:4]) == (3, "net.")
+    ((step, layer, text, kind),) = monitor.state_dict()["dashboard"]["0"]["incidents"]
+    assert (step, layer[:4], kind) == (3, "net.", "nonfinite")
     assert "not finite" in text
 
 

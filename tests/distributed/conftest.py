@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from two_processes import flat, flat_slow, flat_values
+from two_processes import flat, flat_slow, flat_values, values
 from two_processes.launch import CASES, FOUR, SKIPPED, SLOW, WORLD, named
 
 FLAT = (flat, flat_values, flat_slow)
@@ -44,9 +44,15 @@ def _played(folder: Path, names: list[str], processes: int = WORLD, limit: int =
 
 @pytest.fixture(scope="session")
 def passed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], None]:
-    """Of DDP, FSDP2 and tensor parallel."""
-    names = [name for name in CASES if name not in named(CASES, *FLAT)]
+    """Of fits under DDP, FSDP2 and tensor parallel."""
+    names = [name for name in CASES if name not in named(CASES, values, *FLAT)]
     return _played(tmp_path_factory.mktemp("ranks"), names)
+
+
+@pytest.fixture(scope="session")
+def passed_values(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], None]:
+    """Of DTensors without a fit; apart, so that two workers can play them side by side."""
+    return _played(tmp_path_factory.mktemp("values"), named(CASES, values))
 
 
 @pytest.fixture(scope="session")

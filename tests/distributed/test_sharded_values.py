@@ -13,5 +13,5 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reaso
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_two_processes_agree_that(name, passed):
-    passed(name)
+def test_two_processes_agree_that(name, passed_values):
+    passed_values(name)

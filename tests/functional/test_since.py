@@ -5,11 +5,9 @@ import torch
 from helpers.newer import newer
 
 from lightning_calib.functional import dtensor, fsdp1
-from lightning_calib.functional.since import COPIED, FLAT, SPREAD, Since
+from lightning_calib.functional.since import FLAT, SPREAD, Since
 
-DTensor, Replicate, Shard = (
-    newer("torch.distributed.tensor", name, "torch 2.5") for name in ("DTensor", "Replicate", "Shard")
-)
+DTensor, Shard = (newer("torch.distributed.tensor", name, "torch 2.5") for name in ("DTensor", "Shard"))
 
 
 @pytest.fixture
@@ -28,7 +26,7 @@ def at(row: Since) -> str:
     return ".".join(map(str, row.release)) + ".0a0+git1234567"
 
 
-@pytest.mark.parametrize("row", [SPREAD, COPIED, FLAT])
+@pytest.mark.parametrize("row", [SPREAD, FLAT])
 def test_the_sentence_names_both_versions_and_a_way_out(monkeypatch, row):
     monkeypatch.setattr(torch, "__version__", before(row))
     assert row.why_not().startswith(f"{row.mode} with torch {before(row)}: ")
@@ -39,12 +37,9 @@ def test_the_sentence_names_both_versions_and_a_way_out(monkeypatch, row):
 
 
 def test_shared_parameters(monkeypatch, mesh):
-    monkeypatch.setattr(torch, "__version__", at(COPIED))
-    cut, copied = (DTensor.from_local(torch.ones(3), mesh, [place]) for place in (Shard(0), Replicate()))
-    assert dtensor.why_not([torch.ones(3), cut, copied]) is None
-    monkeypatch.setattr(torch, "__version__", before(COPIED))
+    monkeypatch.setattr(torch, "__version__", at(SPREAD))
+    cut = DTensor.from_local(torch.ones(3), mesh, [Shard(0)])
     assert dtensor.why_not([torch.ones(3), cut]) is None
-    assert dtensor.why_not([cut, copied]) == COPIED.why_not()
     monkeypatch.setattr(torch, "__version__", before(SPREAD))
     assert dtensor.why_not([torch.ones(3)]) is None
     assert dtensor.why_not([torch.ones(3), cut]) == SPREAD.why_not()

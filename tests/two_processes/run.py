@@ -35,7 +35,7 @@ from torch.distributed.tensor.parallel import (
 from two_processes.launch import WORLD, counted, everywhere, whole
 
 from lightning_calib.callbacks.base import CalibratedCallback
-from lightning_calib.functional.since import COPIED, SPREAD
+from lightning_calib.functional.since import SPREAD
 
 fully_shard = newer("torch.distributed.fsdp", "fully_shard", "torch 2.6")
 Replicate = newer("torch.distributed.tensor", "Replicate", "torch 2.5")
@@ -68,7 +68,7 @@ class Shared(Tiny):
         self.spread = False
 
     def configure_model(self) -> None:
-        too_old = SPREAD.why_not() or (COPIED.why_not() if self.way == "sequence" else None)
+        too_old = SPREAD.why_not()
         if self.way in WAYS and too_old is not None:
             pytest.skip(too_old)
         if self.way in WAYS and not self.spread:
