@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from lightning.pytorch.utilities import rank_zero_only
 
-# Python 3.10 knows no parameter of this class.
-_ToStream = logging.StreamHandler[TextIO] if TYPE_CHECKING else logging.StreamHandler
+if TYPE_CHECKING:
+    _ToStream = logging.StreamHandler[TextIO]
+else:  # Python 3.10 knows no parameter of this class
+    _ToStream = logging.StreamHandler
 
 
 class _Fallback(_ToStream):
