@@ -212,6 +212,7 @@ def test_a_run_that_breaks_leaves_what_it_has_and_can_be_resumed():
     same_bits(shown(found, 17), shown(wanted, 17))
 
 
+@pytest.mark.slow
 def test_a_long_run_is_thinned_and_its_last_rows_are_not_lost():
     logger = TensorBoardLogger("logs")
     fit(Tiny(gains={1002: 1e4}), [GradientMonitor(1)], 1007, logger=logger)

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 
+import pytest
 import torch
 from helpers.tiny_modules import different, same_bits
 
@@ -92,6 +93,7 @@ def same(found, wanted):
             assert torch.equal(one.value, other.value)
 
 
+@pytest.mark.slow
 def test_a_stream_goes_on_from_its_saved_state():
     end = 5 * MOST
     wanted = take(Stream(rows()), range(end))

@@ -102,6 +102,7 @@ def test_sharded_parameters_give_the_norms_and_the_accuracy_of_whole_ones(printe
     assert len(said[0]) == 1
 
 
+@pytest.mark.slow
 def test_two_machines_that_are_one(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -47,6 +47,7 @@ def test_the_fast_run_beats_popularity_and_reports(recommendation, capsys):
         assert sum(shares) == pytest.approx(100, abs=0.6)  # ten numbers rounded to a tenth
 
 
+@pytest.mark.slow
 def test_every_way_to_calibrate_returns_the_same_metrics_and_only_the_clip_bears_the_learning_rate(
     recommendation, capsys
 ):
@@ -60,6 +61,7 @@ def test_every_way_to_calibrate_returns_the_same_metrics_and_only_the_clip_bears
     assert capsys.readouterr().out.count("The weights are not finite: --lr is too high without a clip") == 2
 
 
+@pytest.mark.slow
 def test_a_lower_rate_needs_no_clip(recommendation, capsys):
     result = recommendation.main(["--fast", "--calibrate", "none", "--lr", "50"])
     assert result["recall"] > result["baseline"]

@@ -41,7 +41,7 @@ def test_the_guard_names_the_broken_utterances_and_the_run_beats_the_best_consta
     assert lines[-1].endswith("--logdir lightning_logs")
 
 
-@pytest.mark.parametrize("calibrate", ["none", "monitor", "clip"])
+@pytest.mark.parametrize("calibrate", [pytest.param("none", marks=pytest.mark.slow), "monitor", "clip"])
 def test_without_the_guard_one_broken_utterance_makes_every_weight_nan(speech, capsys, monkeypatch, calibrate):
     monkeypatch.setattr(speech, "FAST_UTTERANCES", (60, 20))
     result = speech.main(["--fast", "--epochs", "1", "--calibrate", calibrate])

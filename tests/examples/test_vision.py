@@ -67,6 +67,7 @@ def test_every_set_of_callbacks_gives_the_same_figures(vision, tmp_path, capsys,
     assert ("the gradient norm ran from" in output) == (calibrate != "none")
 
 
+@pytest.mark.slow
 def test_without_normalisation_the_rate_needs_agc(vision, tmp_path, capsys):
     arguments = ["--model", "nfnet", "--calibrate"]
     plain, _ = run(vision, tmp_path, capsys, *arguments, "none")

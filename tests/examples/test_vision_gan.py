@@ -42,6 +42,7 @@ def test_a_fast_run_draws_better_than_noise_and_reports(tmp_path):
     assert charts.endswith("--logdir lightning_logs")
 
 
+@pytest.mark.slow
 def test_either_optimizer_has_its_own_charts_and_only_the_generator_is_clipped(gan, tmp_path, capsys):
     _, output, charts = run(gan, tmp_path, capsys)
     for index in (0, 1):
