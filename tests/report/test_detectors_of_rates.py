@@ -5,6 +5,7 @@ import pytest
 from helpers.made_runs import column, healthy
 
 from lightning_calib.report import Report
+from lightning_calib.report.bad_step import BadStep
 from lightning_calib.report.run import Group
 
 
@@ -223,6 +224,16 @@ def test_where_every_one_was_skipped_it_is_a_look():
     found = Report([with_nan(healthy(), skipped=True)]).findings
     assert [(one.code, one.severity) for one in found] == [("nonfinite", "look")]
     assert "every one was skipped" in found[0].sentence
+
+
+@pytest.mark.parametrize(("told", "steps"), [((), (204, 219)), ((204,), (204, 219)), ((201, 217), (201, 217))])
+def test_its_steps_end_with_the_last_bad_one(told, steps):
+    run = healthy()
+    run.scalars.nonfinite_total[40:43], run.scalars.nonfinite_total[43:] = 1, 2
+    counts = run.counts._replace(nonfinite=2, usable=298, skipped=2)
+    bad = tuple(BadStep(step, "nonfinite", "head.bias") for step in told)
+    (found,) = [one for one in Report([run._replace(counts=counts, bad_steps=bad)]).findings if one.code == "nonfinite"]
+    assert found.steps == steps
 
 
 def test_a_loss_that_grew_before_the_nan_has_diverged():

@@ -31,6 +31,13 @@ def first_bad_row(seen: Measured) -> int | None:
     return int(np.argmax(bad)) if bad.any() else None
 
 
+def last_bad_row(seen: Measured) -> int:
+    """The last row on which the count of such steps had grown; the last one where it is not known."""
+    totals = seen.run.scalars.nonfinite_total
+    known = totals > 0
+    return int(np.argmax(np.where(known, totals, 0.0))) if known.any() else -1
+
+
 def bad_layers(seen: Measured) -> tuple[tuple[str, ...], int]:
     """Names of the tensors that were not finite on the first row of layers with one, the deepest first; how many."""
     layers = seen.run.layers
@@ -66,12 +73,13 @@ def detect(seen: Measured) -> list[Finding]:
     skipped = counts.all_bad_skipped
     layers, tensors = bad_layers(seen)
     row, told = first_bad_row(seen), told_by_guard(seen)
-    steps = seen.steps_of(row, -1) if row is not None else None
+    steps = seen.steps_of(row, last_bad_row(seen)) if row is not None else None
     many = count(counts.nonfinite, "step")
     sentence = f"{many} of {counts.steps:,} had a gradient that was inf or nan"
     if told:
         sentence += _at([one.step for one in told], counts.nonfinite)
-        steps = told[0].step, max(told[-1].step, steps[1] if steps else 0)
+        known = len(told) == counts.nonfinite
+        steps = told[0].step, max(told[-1].step, steps[1] if steps and not known else 0)
     elif row is not None and steps is not None:
         before = int(seen.run.scalars.step[row - 1]) if row else 0
         sentence += f", the first at step {steps[0]:,}" if steps[0] - before <= 1 else ""
