@@ -1,7 +1,6 @@
 """Exact BatchNorm statistics for validation and for the finished model."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from functools import partial
 from math import inf
 from typing import Any
@@ -10,12 +9,11 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-from torch import cuda
 
 from lightning_calib.callbacks.public import PublicCallback
 from lightning_calib.fit.messages import say, warn
+from lightning_calib.fit.random_states import random_states_kept
 from lightning_calib.fit.side_pass import as_if_training, batches, inside_of
 from lightning_calib.fit.trainer_facts import root_of
 from lightning_calib.fit.unsupported import refused
@@ -143,7 +141,7 @@ class PreciseBatchNorm(PublicCallback):
         if not self._stale:
             return
         self._stale = False
-        with _random_state_kept(), as_if_training(trainer, module):
+        with random_states_kept(), as_if_training(trainer, module):
             layers = [layer for layer in tracking(module) if layer.training]
             with Population(layers) as population:
                 self._read(trainer, module, bool(layers))
@@ -168,11 +166,6 @@ class PreciseBatchNorm(PublicCallback):
             module.training_step(batch, index)
         else:
             module.training_step(batch)
-
-
-def _random_state_kept() -> AbstractContextManager[None]:
-    """Torch's, CUDA's where it is in use, Python's and NumPy's."""
-    return isolate_rng(include_cuda=cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 def _averages(callback: Callback) -> bool:

@@ -7,10 +7,10 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-from torch import cuda, nn
+from torch import nn
 
+from lightning_calib.fit.random_states import random_states_kept
 from lightning_calib.fit.side_pass import as_if_training
 
 Forward = Callable[["pl.LightningModule", Any], Any]
@@ -60,7 +60,7 @@ class BatchRerun:
         """
         trainer, module = self.trainer, self.module
         with (
-            isolate_rng(include_cuda=cuda.is_initialized()),  # type: ignore[no-untyped-call]
+            random_states_kept(),
             as_if_training(trainer, module),
             _parameters_kept(module),
             torch.enable_grad(),
