@@ -17,7 +17,7 @@ export const names = (text) => text.split(".").filter(Boolean);
  */
 export function createChart(app, { name, title, how, height = 160, stepLabels = true, content }) {
   const frame = panel(name, title, how);
-  const canvas = h("canvas", { role: "img", "data-plot": name });
+  const canvas = h("canvas", { role: "img", "data-plot": name, "aria-label": `${title} over steps` });
   const place = h("div.legend");
   const turn = h("button.axis", {
     type: "button",
