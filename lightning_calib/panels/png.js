@@ -41,7 +41,7 @@ function drawing(node, width, height) {
   const copy = node.cloneNode(true);
   const [mine, its] = [node, copy].map((one) => [...one.querySelectorAll("canvas, select, input, .scroller")]);
   its.forEach((one, i) => still(mine[i], one));
-  for (const one of copy.querySelectorAll("button.png")) one.remove();
+  for (const one of copy.querySelectorAll("button.png")) one.style.visibility = "hidden"; // its place stays
   copy.style.margin = "0";
   const body = h("body", {}, h("style", { text: styles() }), h(`div.${around(node)}`, {}, copy));
   const svg = document.createElementNS(SVG, "svg");
