@@ -13,6 +13,7 @@ from lightning_calib.commands.runs import Progress, Unreadable, reports_of
 from lightning_calib.commands.suggest import suggest
 
 FORMATS = ("text", "json", "markdown")
+PAGES = (*FORMATS, "html")  # of a report
 SCHEMA = 1  # of what `--format json` prints
 
 
@@ -58,7 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = add(name, run, text)
         command.add_argument("logdir", type=Path, nargs="+", metavar="LOGDIR", help="a run, or a folder with runs")
-        command.add_argument("--format", type=_format, default="text", help=", ".join(FORMATS))
+        known = PAGES if name == "report" else FORMATS
+        command.add_argument("--format", type=partial(_format, known), default="text", help=", ".join(known))
     refine = add("refine-schedule", _refine, "A learning-rate schedule from the gradient norms of a finished run.")
     refine.add_argument("logdir", type=Path, metavar="LOGDIR", help="one run")
     refine.add_argument("--optimizer", type=int, default=0, metavar="INDEX", help="of several optimizers, from 0")
@@ -66,14 +68,14 @@ def _parser() -> argparse.ArgumentParser:
     refine.add_argument("--smoothing", type=float, default=0.1, help="window as a fraction of the run, in [0, 1]")
     refine.add_argument("--format", choices=("json", "csv"), default="json")
     doctor = add("doctor", _doctor, "Versions, the tab, the GPU, combinations that are known to be bad.")
-    doctor.add_argument("--format", type=_format, default="text", help=", ".join(FORMATS))
+    doctor.add_argument("--format", type=partial(_format, FORMATS), default="text", help=", ".join(FORMATS))
     return parser
 
 
-def _format(text: str) -> str:
-    if text not in FORMATS:
+def _format(known: Sequence[str], text: str) -> str:
+    if text not in known:
         raise argparse.ArgumentTypeError(
-            f"`--format` must be one of {', '.join(FORMATS)}, got {text!r}. Use markdown for a page to read."
+            f"`--format` must be one of {', '.join(known)}, got {text!r}. Use markdown for a page to read."
         )
     return text
 
@@ -90,6 +92,10 @@ def _write(text: str, output: Path | None) -> None:
 
 
 def _report(asked: argparse.Namespace) -> tuple[str, int]:
+    if asked.format == "html":
+        from lightning_calib.commands.html import html
+
+        return html(asked)
     from lightning_calib.report.side_by_side import as_markdown, as_text, side_by_side
 
     reports = reports_of(asked.logdir)

@@ -192,11 +192,16 @@ def test_output_goes_into_a_file(capsys) -> None:
     assert "`--output` must be a file in a folder that exists, got none/page.md" in errors
 
 
-def test_html_is_refused_in_words(capsys) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["report", ".", "--format", "html"])
-    assert ended.value.code == 2
-    assert "`--format` must be one of text, json, markdown, got 'html'. Use markdown" in capsys.readouterr().err
+def test_a_format_that_a_command_has_not_is_refused_in_words(capsys) -> None:
+    for command, wrong, known in (
+        ("check", "html", "text, json, markdown"),
+        ("suggest", "html", "text, json, markdown"),
+        ("report", "pdf", "text, json, markdown, html"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main([command, ".", "--format", wrong])
+        assert stop.value.code == 2
+        assert f"`--format` must be one of {known}, got '{wrong}'. Use markdown" in capsys.readouterr().err
 
 
 # --- check

@@ -1,7 +1,7 @@
 // The heat-map's visible rows and steps as a table, with values and not their logarithms.
 
 import { ABSENT, NAN, ZERO } from "./codes.js";
-import { h } from "./dom.js";
+import { save } from "./save.js";
 
 export function table(app) {
   const { at } = app.view;
@@ -27,13 +27,5 @@ function value(code, base) {
 /** A name, quoted; one that a spreadsheet would take for a formula is made plain text. */
 const cell = (text) => `"${(/^[=+\-@\t\r]/.test(text) ? `'${text}` : text).replaceAll('"', '""')}"`;
 
-export function download(app) {
-  const url = URL.createObjectURL(new Blob([table(app)], { type: "text/csv" }));
-  const { stat } = app.state.values;
-  const name = `gradients-${app.model.about.run}-${stat}`.replace(/[^\p{L}\p{N}._-]+/gu, "_");
-  const link = h("a", { href: url, download: `${name}.csv` });
-  document.body.append(link);
-  link.click();
-  link.remove();
-  setTimeout(() => URL.revokeObjectURL(url), 10000);
-}
+export const download = (app) =>
+  save(app, new Blob([table(app)], { type: "text/csv" }), app.state.values.stat, "csv");

@@ -4,7 +4,8 @@
 import { frame, json } from "./api.js";
 import { statistic } from "./statistics.js";
 
-export function createData() {
+/** `server` has `json` and `frame`, which answer to a route and a query. */
+export function createData(server = { json, frame }) {
   let answers = new Map();
   const once = (key, ask) => {
     if (!answers.has(key)) {
@@ -14,16 +15,16 @@ export function createData() {
     }
     return answers.get(key);
   };
-  const ask = (read, route, query) => once(JSON.stringify([route, query]), () => read(route, query));
+  const ask = (read, route, query) => once(JSON.stringify([route, query]), () => server[read](route, query));
   return {
     forget: () => (answers = new Map()),
-    runs: async () => (await ask(json, "runs", {})).runs,
-    report: (run) => ask(json, "report", { run }),
-    globals: async (run, optimizer) => named(await ask(frame, "globals", { run, optimizer })),
-    events: (run, optimizer) => ask(json, "events", { run, optimizer }),
-    layers: (run, optimizer, stat) => ask(frame, "layers", { run, optimizer, stat }),
-    node: (run, optimizer, path) => ask(frame, "node", { run, optimizer, path }),
-    hist: (run, optimizer, path) => ask(frame, "hist", { run, optimizer, path }),
+    runs: async () => (await ask("json", "runs", {})).runs,
+    report: (run) => ask("json", "report", { run }),
+    globals: async (run, optimizer) => named(await ask("frame", "globals", { run, optimizer })),
+    events: (run, optimizer) => ask("json", "events", { run, optimizer }),
+    layers: (run, optimizer, stat) => ask("frame", "layers", { run, optimizer, stat }),
+    node: (run, optimizer, path) => ask("frame", "node", { run, optimizer, path }),
+    hist: (run, optimizer, path) => ask("frame", "hist", { run, optimizer, path }),
   };
 }
 

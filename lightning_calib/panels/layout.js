@@ -9,6 +9,7 @@ import { createHeat } from "./heat.js";
 import { createLanes } from "./lanes.js";
 import { createLoss } from "./loss.js";
 import { createNorms } from "./norms.js";
+import { pngButton } from "./png.js";
 import { createLossScale, createRates, createUpdates } from "./rates.js";
 import { createStack } from "./stack.js";
 import { createSummary } from "./summary.js";
@@ -42,6 +43,13 @@ export function createLayout(app) {
   );
   const page = h("div.page", {}, toolbar.node, notice, verdict.node, main);
   const panels = [verdict, ...left, ...right];
+  for (const { node } of [...left, ...right]) {
+    const [, name] = node.classList;
+    node.querySelector("header").append(
+      pngButton(app, { name, text: "PNG", title: `Save as a PNG: ${node.querySelector("h2").textContent}`, node }),
+    );
+  }
+  toolbar.saves.append(pngButton(app, { name: "all", text: "PNG", title: "Save the whole page as a PNG", node: page }));
   let explained = window.innerHeight >= TALL;
   const explain = (yes) => {
     explained = yes;
@@ -106,6 +114,7 @@ export function createLayout(app) {
       toolbar.loaded(about);
       draw();
     },
+    say: show,
     failed: (error) => show(`Could not load the gradients. ${error.message}`),
     empty: (node) => replace(page, node),
   };

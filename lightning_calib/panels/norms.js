@@ -28,12 +28,7 @@ export function createNorms(app) {
         ].filter((band) => band.low && band.high),
         shades: [...shades(g, theme.before), ...signs.shades],
         more: [
-          {
-            label: "p10–p90 so far",
-            colour: theme.band,
-            block: true,
-            title: "the middle 80 % of all norms of the run up to there",
-          },
+          ...(g.norm_p10 ? [soFar(theme)] : []),
           ...signs.more,
         ],
       };
@@ -47,6 +42,13 @@ export function createNorms(app) {
     },
   };
 }
+
+const soFar = (theme) => ({
+  label: "p10–p90 so far",
+  colour: theme.band,
+  block: true,
+  title: "the middle 80 % of all norms of the run up to there",
+});
 
 /** Stretches of rows on which anybody reduced the gradient; the stronger, the larger the share of their steps. */
 function shades(g, colour) {

@@ -39,6 +39,7 @@ export function createToolbar(app) {
     app.state.set({ zoom: null }),
   );
   const save = button("csv", "export CSV", "Rows and steps that are on show, with their values", () => download(app));
+  const saves = h("span.saves", {}, save);
   const explain = button("explain", "?", "How to read each panel", () => app.layout.explain());
   const status = h("span.status", { role: "status" });
 
@@ -51,10 +52,11 @@ export function createToolbar(app) {
       smooth.node,
       epochs.node,
       reset,
-      save,
+      saves,
       explain,
       status,
     ),
+    saves,
     explained: (yes) => explain.setAttribute("aria-pressed", String(yes)),
     /** Another run or optimizer is shown: the one that `about` describes. */
     loaded(about) {

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from lightning_calib.report.codes import link
@@ -9,6 +11,8 @@ from lightning_calib.report.diagnose import diagnose
 from lightning_calib.report.finding import Finding
 from lightning_calib.report.measured import Measured, measure_all
 from lightning_calib.report.numbers import bad_steps, clippers, layers, optimizers, plain
+from lightning_calib.report.page import PageRun, page
+from lightning_calib.report.panel_numbers import pictured
 from lightning_calib.report.run import Run
 from lightning_calib.report.shadow import LIMITS, ShadowResult, sentence, shadow_results
 from lightning_calib.report.shadow import table as shadow_table
@@ -119,6 +123,24 @@ class Report:
             lines += _table(title, rows)
         lines += [LIMITS] if self.shadow else []
         return "\n".join(lines).rstrip() + "\n"
+
+    def to_html(self, path: str | PathLike[str]) -> None:
+        """Write one file with the verdict, the findings and the panels of the "Gradients" tab; it needs no server.
+
+        Args:
+            path: The file; its name without the ending is the title. It is overwritten.
+
+        Raises:
+            FileNotFoundError: If its folder does not exist.
+
+        Example:
+            >>> Report([]).to_html("run.html")
+        """
+        file = Path(path)
+        if not file.absolute().parent.is_dir():
+            raise FileNotFoundError(f"`path` must be a file in a folder that exists, got {file}. Make the folder.")
+        run = PageRun(file.stem, self, [pictured(one) for one in self.runs])
+        file.write_text(page(file.stem, [run]), encoding="utf-8")
 
     def _repr_html_(self) -> str:
         items = "".join(

@@ -11,9 +11,10 @@ from written import GLOBAL_NAMES, NAMES, append, norms, run, totals, whole, writ
 
 from lightning_calib.cli import main
 from lightning_calib.report import Finding
+from lightning_calib.report.panel_answers import MOST_LAYERS, _finding
 from lightning_calib.tensorboard.event_files import RunFiles
 from lightning_calib.tensorboard.refused import Refused
-from lightning_calib.tensorboard.reports import MOST_LAYERS, Reports, _finding
+from lightning_calib.tensorboard.reports import Reports
 from lightning_calib.tensorboard.run_folders import RunFolders
 
 STEPS = 60
