@@ -12,7 +12,7 @@ test: lint types  ## everything that decides whether a change is good
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(STAMP)  ## what is too long for `make test`: all planted faults and healthy runs, FSDP1 in all its forms; about 10 minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
 test-browser: $(STAMP)  ## the "Gradients" tab in a real browser; needs Chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser -n 2 --dist loadfile
