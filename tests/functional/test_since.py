@@ -7,7 +7,9 @@ from helpers.newer import newer
 from lightning_calib.functional import dtensor, fsdp1
 from lightning_calib.functional.since import FLAT, SPREAD, Since
 
-DTensor, Shard = (newer("torch.distributed.tensor", name, "torch 2.5") for name in ("DTensor", "Shard"))
+distribute_tensor, Shard = (
+    newer("torch.distributed.tensor", name, "torch 2.5") for name in ("distribute_tensor", "Shard")
+)
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def test_the_sentence_names_both_versions_and_a_way_out(monkeypatch, row):
 
 def test_shared_parameters(monkeypatch, mesh):
     monkeypatch.setattr(torch, "__version__", at(SPREAD))
-    cut = DTensor.from_local(torch.ones(3), mesh, [Shard(0)])
+    cut = distribute_tensor(torch.ones(3), mesh, [Shard(0)])
     assert dtensor.why_not([torch.ones(3), cut]) is None
     monkeypatch.setattr(torch, "__version__", before(SPREAD))
     assert dtensor.why_not([torch.ones(3)]) is None
