@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -38,12 +40,19 @@ def recorded(recorder: PlainRecorder) -> Iterator[None]:
         Trainer.fit = original  # type: ignore[method-assign]
 
 
+def _folder() -> str:
+    """Removed when the process ends: the thread of an event file's writer may write after the fit."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def script(name: str, *arguments: str) -> Callable[[PlainRecorder], None]:
     """A file of examples/ with these arguments."""
 
     def fit(recorder: PlainRecorder) -> None:
-        with tempfile.TemporaryDirectory() as folder, recorded(recorder), silent():
-            example(name).main([*arguments, "--log-dir", folder])
+        with recorded(recorder), silent():
+            example(name).main([*arguments, "--log-dir", _folder()])
 
     return fit
 
@@ -52,9 +61,9 @@ def command_line(recorder: PlainRecorder) -> None:
     """LightningCLI with its configuration, for two epochs."""
     sys.path.insert(0, str(EXAMPLES / "cli"))
     try:
-        with tempfile.TemporaryDirectory() as folder, recorded(recorder), silent():
+        with recorded(recorder), silent():
             config = ["fit", "--config", str(EXAMPLES / "cli" / "config.yaml")]
-            example("cli.main").main([*config, "--trainer.max_epochs=3", f"--trainer.default_root_dir={folder}"])
+            example("cli.main").main([*config, "--trainer.max_epochs=3", f"--trainer.default_root_dir={_folder()}"])
     finally:
         sys.path.remove(str(EXAMPLES / "cli"))
 
