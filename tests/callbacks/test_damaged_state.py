@@ -394,6 +394,7 @@ def test_what_cannot_fit_is_told_wherever_it_stands(intact, data):
     assert all(weight.isfinite().all() for weight in weights(module))
 
 
+@pytest.mark.slow
 @FUZZ
 @given(st.data())
 def test_whatever_stands_anywhere_does_not_end_the_run(intact, data):
