@@ -15,7 +15,7 @@ test-all: $(STAMP)  ## what is too long for `make test`: all planted faults and 
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
 test-browser: $(STAMP)  ## the "Gradients" tab in a real browser; needs Chromium
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "browser and not slow" -n 2 --dist loadfile
 
 # All that trains or computes. What a version cannot do is skipped with the reason: tests/helpers/left_out.py. torch from PyPI
 # takes some 5 GB, and a minute or two; PYTHON=python3.12 takes another Python.

@@ -72,6 +72,7 @@ def test_nothing_moves_for_those_who_asked_for_that(tab: Tab) -> None:
     tab.page.send("Emulation.setEmulatedMedia", features=[])
 
 
+@pytest.mark.slow
 def test_very_many_layers_open_and_say_how_many_are_shown(tab: Tab) -> None:
     tab.open(run="many")
     rows = len(tab.rows)
@@ -81,6 +82,7 @@ def test_very_many_layers_open_and_say_how_many_are_shown(tab: Tab) -> None:
     assert tab.complaints() == []
 
 
+@pytest.mark.slow
 def test_very_long_names_leave_the_page_as_it_is(tab: Tab) -> None:
     tab.open(run="long", layer=LONG[1])
     tab.until("!d.querySelector('.verdict').classList.contains('waiting')")
@@ -92,6 +94,7 @@ def test_very_long_names_leave_the_page_as_it_is(tab: Tab) -> None:
     assert tab.complaints() == []
 
 
+@pytest.mark.slow
 def test_nan_everywhere_is_drawn_and_told(tab: Tab) -> None:
     tab.open(run="nans")
     tab.until("!d.querySelector('.verdict').classList.contains('waiting')")

@@ -143,6 +143,7 @@ def test_a_file_shows_what_the_tab_shows(file: File, logs: Path) -> None:
             assert value == its_value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(1366, 768), (1920, 1080), (760, 900)], ids=str)
 @pytest.mark.parametrize("dark", [False, True])
 def test_it_opens_from_the_disk_at_every_size_and_asks_nobody(file: File, size: tuple[int, int], dark: bool) -> None:
@@ -160,6 +161,7 @@ def test_it_opens_from_the_disk_at_every_size_and_asks_nobody(file: File, size: 
     file.page.send("Emulation.setEmulatedMedia", features=[])
 
 
+@pytest.mark.slow
 def test_a_layer_its_link_another_run_and_the_table(file: File) -> None:
     file.open("files.html", f"#p.lightning_calib.run=plain&p.lightning_calib.layer={owner(NAMES[5])}")
     file.page.until(f"document.querySelector('.drill h2').textContent === {owner(NAMES[5])!r}")
@@ -175,6 +177,7 @@ def test_a_layer_its_link_another_run_and_the_table(file: File) -> None:
     assert file.page.complaints() == []
 
 
+@pytest.mark.slow
 def test_a_live_run_shows_its_spike_and_claims_nothing_that_it_has_not(file: File) -> None:
     file.open("live.html")
     assert "A guard found a spike" in file.text(".alerts")
@@ -193,6 +196,7 @@ def test_names_and_numbers_from_anywhere_are_inert(file: File) -> None:
     assert (file.page.complaints(), file.foreign()) == ([], [])
 
 
+@pytest.mark.slow
 def test_without_a_row_the_words_are_the_page(file: File) -> None:
     file.page.events.clear()
     file.page.open((file.folder / "empty.html").as_uri())
@@ -201,6 +205,7 @@ def test_without_a_row_the_words_are_the_page(file: File) -> None:
     assert file.page.complaints() == []
 
 
+@pytest.mark.slow
 def test_a_browser_that_cannot_unpack_says_so_beside_the_verdict(file: File) -> None:
     off = file.page.send("Page.addScriptToEvaluateOnNewDocument", source="delete window.DecompressionStream")
     file.open("files.html")
@@ -244,6 +249,7 @@ def test_a_picture_that_cannot_be_drawn_is_told(file: File) -> None:
     file.page.until("document.querySelector('.notice').textContent.startsWith('No PNG: this browser cannot draw')")
 
 
+@pytest.mark.slow
 def test_the_tab_saves_pictures_as_well(file: File, logs: Path) -> None:
     with served(logs) as address:
         tab = Tab(file.page, address).open(run="plain")

@@ -32,6 +32,7 @@ def reload(tab: Tab, reached: str) -> None:
     raise AssertionError(f"not reached: {reached}")
 
 
+@pytest.mark.slow
 def test_reload_keeps_the_choices(page: Page, tmp_path: Path) -> None:
     run(tmp_path / "logs" / "finished", 20, every_hist=0)
     with writer(tmp_path / "logs" / "going on") as out, served(tmp_path / "logs") as address:
