@@ -13,6 +13,7 @@ from lightning_calib.tensorboard.assets import FOLDER
 
 pytestmark = [
     pytest.mark.browser,
+    pytest.mark.slow,
     pytest.mark.skipif(executable() is None, reason="no Chromium; name one in the environment variable CHROMIUM"),
 ]
 MANY = 100_000

@@ -18,6 +18,7 @@ from lightning_calib.report.bad_step import BadStep
 
 pytestmark = [
     pytest.mark.browser,
+    pytest.mark.slow,
     pytest.mark.skipif(executable() is None, reason="no Chromium; name one in the environment variable CHROMIUM"),
 ]
 STEPS = 60
