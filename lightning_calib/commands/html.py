@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lightning_calib.commands.runs import loaded
 from lightning_calib.report.page import PageRun, page
-from lightning_calib.report.panel_numbers import LayerTable, Pictured
+from lightning_calib.report.panel_numbers import Pictured
 from lightning_calib.tensorboard.event_rows import EventRows
 
 
@@ -23,7 +23,6 @@ def _pictured(rows: EventRows) -> list[Pictured]:
     for one in rows.optimizers:
         others = [each for other in rows.optimizers if other is not one for each in other.events]
         events = [*one.events, *(each for each in others if each["kind"] == "summary")]
-        layers = None if one.layers is None else LayerTable(*one.layers)
         happened = sorted(events, key=lambda event: int(event["step"]))
-        found.append(Pictured(one.optimizer, one.name, one.step, one.scalars, layers, happened))
+        found.append(Pictured(one.optimizer, one.name, one.step, one.scalars, one.layers, happened))
     return found

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_calib.report.bad_step import BadStep
+from lightning_calib.report.layer_rows import LayerRows
 from lightning_calib.report.run import Floats, Layers, Run
 
 # As in the records of event files: what stands where there is no number, and how a module's value follows from those
@@ -25,26 +26,6 @@ _WORDS = {
 }
 
 
-class LayerTable(NamedTuple):
-    """Rows of the T tensors of one optimizer; nan means that there is no number, inf that it was not finite.
-
-    Attributes:
-        names: Of the parameters, T.
-        owners: The modules that own them, T.
-        dims: Number of dimensions, T.
-        estimated: Whether the norms of weight and update are estimates, T.
-        step: (R,), ascending.
-        values: Each of shape (R, T), by the names of `FOLDS`.
-    """
-
-    names: tuple[str, ...]
-    owners: tuple[str, ...]
-    dims: tuple[int, ...]
-    estimated: tuple[bool, ...]
-    step: NDArray[np.int64]
-    values: Mapping[str, Floats]
-
-
 class Pictured(NamedTuple):
     """What the panels show of one optimizer.
 
@@ -52,7 +33,7 @@ class Pictured(NamedTuple):
         optimizer: Its index.
         name: Its class.
         step: Of the rows of scalars, (R,), ascending.
-        scalars: Each of shape (R,), by name; nan and inf as in `LayerTable`.
+        scalars: Each of shape (R,), by name; nan and inf as in `LayerRows`.
         layers: None without any.
         events: Each with ``step``, ``kind``, ``text``, ``layer``, ``value``, of what JSON knows.
     """
@@ -61,7 +42,7 @@ class Pictured(NamedTuple):
     name: str
     step: NDArray[np.int64]
     scalars: Mapping[str, Floats]
-    layers: LayerTable | None = None
+    layers: LayerRows | None = None
     events: Sequence[Mapping[str, Any]] = ()
 
 
@@ -75,10 +56,10 @@ def pictured(run: Run) -> Pictured:
     )
 
 
-def _table(layers: Layers) -> LayerTable:
+def _table(layers: Layers) -> LayerRows:
     estimated = tuple(size > _EXACT for size in layers.sizes)
     values = {name: getattr(layers, name) for name in FOLDS}
-    return LayerTable(layers.names, layers.owners, layers.dims, estimated, layers.step, values)
+    return LayerRows(layers.names, layers.owners, layers.dims, estimated, layers.step, values)
 
 
 def _event(one: BadStep) -> dict[str, Any]:
@@ -125,7 +106,7 @@ def packed(one: Pictured, share: int) -> Packed:
     return Packed(held, width)
 
 
-def _fitted(table: LayerTable, share: int) -> tuple[dict[str, Any], int]:
+def _fitted(table: LayerRows, share: int) -> tuple[dict[str, Any], int]:
     """Of as many logged rows as need be the largest value, so that no spike and nothing that is not finite is lost."""
     wire = {name: _marked(table.values[name], ABSENT) for name in FOLDS if name in table.values}
     width = 1

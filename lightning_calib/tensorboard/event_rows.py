@@ -9,29 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_calib.report.layer_rows import LayerRows
 from lightning_calib.report.run import Floats
 from lightning_calib.report.shadow_rows import ShadowRows
 from lightning_calib.tensorboard.facts_record import FactsRecord
-
-
-class LayerRows(NamedTuple):
-    """Rows of the T tensors of one optimizer.
-
-    Attributes:
-        names: The parameters, T.
-        owners: For each the module that owns it.
-        dims: For each its number of dimensions.
-        estimated: For each whether the norms of weight and update are estimates.
-        step: (R,), ascending.
-        values: Each of shape (R, T): the norms ``before``, ``after``, ``peak``, ``weight``, ``update``.
-    """
-
-    names: tuple[str, ...]
-    owners: tuple[str, ...]
-    dims: tuple[int, ...]
-    estimated: tuple[bool, ...]
-    step: NDArray[np.int64]
-    values: Mapping[str, Floats]
 
 
 class OptimizerRows(NamedTuple):

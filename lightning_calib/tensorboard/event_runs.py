@@ -6,11 +6,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from lightning_calib.report.bad_step import BadStep
+from lightning_calib.report.layer_rows import LayerRows
 from lightning_calib.report.run import Clipper, Counts, Facts, Floats, How, Layers, Run, Scalars
 from lightning_calib.report.shadow_rows import ShadowRows
 from lightning_calib.tensorboard.contract import GUARDED_KINDS
 from lightning_calib.tensorboard.even_rows import groups
-from lightning_calib.tensorboard.event_rows import EventRows, LayerRows, OptimizerRows
+from lightning_calib.tensorboard.event_rows import EventRows, OptimizerRows
 from lightning_calib.tensorboard.facts_record import FactsRecord, LayerFacts
 
 MOST_ROWS, MOST_LAYER_ROWS = 2000, 512

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tensorboard.util.tensor_util import make_ndarray
 
+from lightning_calib.report.layer_rows import LayerRows
 from lightning_calib.report.run import Floats
 from lightning_calib.report.shadow_rows import ShadowRows
 from lightning_calib.report.wording import quoted
@@ -26,7 +27,7 @@ from lightning_calib.tensorboard.contract import (
     SHADOWS,
 )
 from lightning_calib.tensorboard.event_files import Found, Loaded, RunFiles, load, standing
-from lightning_calib.tensorboard.event_rows import EventRows, LayerRows, OptimizerRows
+from lightning_calib.tensorboard.event_rows import EventRows, OptimizerRows
 from lightning_calib.tensorboard.facts_record import FactsRecord, parse_facts
 from lightning_calib.tensorboard.find_runs import one_run
 from lightning_calib.tensorboard.lists import parse_events
