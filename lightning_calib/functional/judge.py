@@ -159,7 +159,7 @@ class SegmentReport(_Judged):
 
     @property
     def clipped(self) -> Tensor:
-        """Where the gradient was reduced: shape (K,), bool."""
+        """Shape (K,), bool: where the gradient was reduced."""
         return self.coefficients < 1
 
 
