@@ -17,6 +17,7 @@ def given() -> dict[str, object]:
         "F": nn.functional,
         "LightningModule": LightningModule,
         "Trainer": Trainer,
+        "Model": BoringModel,
         "model": BoringModel(),
         "data": DataLoader(RandomDataset(32, 64), batch_size=8),
     }
