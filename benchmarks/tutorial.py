@@ -7,11 +7,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from helpers.code_blocks import ROOT, programs
 from screenshots import BAR, WIDE, Tab, browser, picture, served
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-from helpers.code_blocks import programs
 
 SHOTS = {
     "first": {"run": "first"},

@@ -159,7 +159,7 @@ class SegmentReport(_Judged):
 
     @property
     def clipped(self) -> Tensor:
-        """Shape (K,), bool: where the gradient was reduced."""
+        """Whether the gradient was reduced, for each segment; shape (K,), bool."""
         return self.coefficients < 1
 
 

@@ -43,11 +43,13 @@ class Block(NamedTuple):
 
 def blocks(page: Path) -> list[Block]:
     """All of a page."""
-    found = [
-        Block(one["language"], re.sub(f"^{one['indent']}", "", one["code"], flags=re.M), one["remark"] or "")
-        for one in _BLOCK.finditer(page.read_text())
-    ]
-    return [one._replace(remark=one.remark if re.fullmatch(REMARKS, one.remark) else "") for one in found if "{" not in one.language]
+    found = []
+    for one in _BLOCK.finditer(page.read_text()):
+        remark = one["remark"] or ""
+        if not one["language"].startswith("{"):
+            code = re.sub(f"^{one['indent']}", "", one["code"], flags=re.M)
+            found.append(Block(one["language"], code, remark if re.fullmatch(REMARKS, remark) else ""))
+    return found
 
 
 def programs(page: Path) -> Iterator[str]:
