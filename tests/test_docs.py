@@ -35,8 +35,11 @@ SIDES = [
 ]
 
 
-def packages(block: Block) -> list[str]:
-    return block.remark.removeprefix("needs: ").split(", ") if block.remark.startswith("needs: ") else []
+def skip_where_it_cannot_run(block: Block, sign: str) -> None:
+    what, _, packages = block.remark.partition("needs: ")
+    missing = [name for name in packages.split(", ") if name and find_spec(name) is None]
+    if block.remark.startswith("not run: ") or (missing and (sign == "-" or what == "")):
+        pytest.skip(block.remark)
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -52,11 +55,7 @@ def test_a_program_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(("block", "sign"), SIDES)
 def test_both_sides_of_a_diff_run(block: Block, sign: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if block.remark.startswith("not run: "):
-        pytest.skip(block.remark)
-    missing = [name for name in packages(block) if find_spec(name) is None]
-    if missing and sign == "-":
-        pytest.skip(f"the side to come from needs {missing}")
+    skip_where_it_cannot_run(block, sign)
     monkeypatch.chdir(tmp_path)
     exec(compile(block.side(sign), "block", "exec"), given())
 

@@ -3,7 +3,7 @@
 A comment in the line before a block tells what is special about it:
 
 - ``<!-- goes on -->``: it runs behind the page's block of Python before it, as one program;
-- ``<!-- needs: zclip, timm -->``: it runs where these packages can be imported;
+- ``<!-- needs: wandb -->``: it runs where the package can be imported; of a diff, ``before needs`` is about the left side;
 - ``<!-- not run: reason -->``: it is not run, and why;
 - ``<!-- printed -->``: what the program before it prints, which a test compares.
 """
@@ -22,7 +22,7 @@ PAGES = [
 ]
 RUN = {"python", "diff", "yaml"}
 SHOWN = {"text", "console"}  # output, formulas, commands of a shell
-REMARKS = r"goes on|printed|needs: [\w, .]+|not run: \w.+"
+REMARKS = r"goes on|printed|(?:before )?needs: [\w, ]+|not run: \w.+"
 _BLOCK = re.compile(
     r"^(?P<indent> *)(?:<!-- (?P<remark>.*?) -->\n *)?```(?P<language>[^\n`]*)\n(?P<code>.*?)^ *```$", re.M | re.S
 )
