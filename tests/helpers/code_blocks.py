@@ -3,7 +3,7 @@
 A comment in the line before a block tells what is special about it:
 
 - ``<!-- goes on -->``: it runs behind the page's block of Python before it, as one program;
-- ``<!-- needs: wandb -->``: it runs where the package can be imported; of a diff, ``before needs`` is about the left side;
+- ``<!-- needs: wandb -->``: both sides of a diff run where the package can be imported; ``before needs``: the left one;
 - ``<!-- not run: reason -->``: it is not run, and why;
 - ``<!-- printed -->``: what the program before it prints, which a test compares.
 """
