@@ -7,6 +7,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 
+class Model(BoringModel):
+    """One that brings its data along, few of them."""
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(RandomDataset(32, 16))
+
+
 def given() -> dict[str, object]:
     """Fresh for each program."""
     torch.manual_seed(0)
@@ -17,7 +24,7 @@ def given() -> dict[str, object]:
         "F": nn.functional,
         "LightningModule": LightningModule,
         "Trainer": Trainer,
-        "Model": BoringModel,
-        "model": BoringModel(),
+        "Model": Model,
+        "model": Model(),
         "data": DataLoader(RandomDataset(32, 64), batch_size=8),
     }
