@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-all test-oldest test-newest test-deepspeed compatibility test-browser lint types screenshots gallery bench bench-doctors bench-tab cost bench-rates bench-spikes bench-clip-find bench-shadows clean
+.PHONY: demo docs tutorial test test-all test-oldest test-newest test-deepspeed compatibility test-browser lint types screenshots gallery bench bench-doctors bench-tab cost bench-rates bench-spikes bench-clip-find bench-shadows clean
 
 demo: $(STAMP)  ## train a small CNN on handwritten digits with NonFiniteGuard, ZClip and GradientMonitor
 	$(BIN)/python examples/vision.py
@@ -41,6 +41,13 @@ test-deepspeed:  ## GradientMonitor under DeepSpeed's ZeRO 1 to 3, on two proces
 
 compatibility: $(STAMP)  ## write docs/compatibility.md from the table that the tests run
 	PYTHONPATH=tests $(BIN)/python -m modes.table
+
+# Every name of our own must be found (-n), and a warning is an error. Needs no network once Sphinx is installed.
+docs: .venv/.docs  ## the site: build/docs/index.html; about 20 seconds
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -n -W --keep-going -b html docs build/docs
+
+tutorial: $(STAMP)  ## run the code of docs/tutorial.md, and take its pictures; needs Chromium; about half a minute
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python benchmarks/tutorial.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -90,6 +97,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
+
+.venv/.docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
 
 clean:
 	rm -rf .venv .venv-* dist build

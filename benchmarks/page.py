@@ -33,7 +33,7 @@ BESIDE = """## Beside the clip
 A logged step reads the gradients once more, after the optimizer, and with `GradientMonitor` copies up to 2^16 elements
 of each weight before it (64 MB at most). A step that is not logged does neither. `NonFiniteGuard` brings the norm and
 the loss to the host on every step. How many operations a step takes is counted in `tests/cost.json`. Figures for
-learning-rate rules and `PreciseBatchNorm`, which has nothing to do in a step, are in their [cards](methods).
+learning-rate rules and `PreciseBatchNorm`, which has nothing to do in a step, are in their [cards](methods/index.md).
 """
 FUNCTIONS = """For training loops of your own; a callback does more in a step (above). Time of a call as a ratio to
 `torch.nn.utils.clip_grad_norm_`: quiet, firing.

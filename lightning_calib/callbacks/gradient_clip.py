@@ -37,9 +37,9 @@ class GradientClip(SegmentRescaler):
     Logged:
         ========================== ==========================================================================
         ``calib/grad_norm_before`` 2-norm as the first of our callbacks saw it
-        ``calib/grad_norm_max``    the largest since the last log
+        ``calib/grad_norm_max``    the largest since the last row
         ``calib/grad_norm_after``  2-norm that the optimizer used
-        ``calib/clip_fraction``    share of the steps since the last log on which the gradient was reduced
+        ``calib/clip_fraction``    share of the steps since the last row on which the gradient was reduced
         ``calib/clip_threshold``   median target over the judged segments
         ========================== ==========================================================================
 

@@ -15,15 +15,17 @@ class GradientNormalize(SegmentRescaler):
     Args:
         target: The norm of every segment after the rescale, in (0, inf), or any policy. A policy without an opinion
             (its warm-up, without ``warmup_max_norm``) leaves the gradient alone.
-        scope: What makes a segment.
+        scope: What makes a segment: everything, the optimizer's parameter groups, modules, tensors, or output units.
         norm_type: The p of the p-norm, in (0, inf].
-        rules: As in ``GradientClip``: a number is the norm that the segment gets, None leaves it alone.
+        rules: ``{glob on parameter name: number, policy or None}``: a number is the norm that the segment gets, None
+            leaves it alone. The first match wins; parameters that no glob matches follow ``target``.
         dry_run: Log what would be rescaled, and change nothing.
-        name: As in ``GradientClip``.
+        name: Tells two callbacks of this class apart, in tags and checkpoints.
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If one is out of range.
+        ValueError: If one is out of range; at the start of training, if a glob matches no parameter or the state would
+            take more than 64 MB.
         MisconfigurationException: Under a strategy or with an optimizer where gradients cannot be read right.
 
     Example:
@@ -32,10 +34,18 @@ class GradientNormalize(SegmentRescaler):
         >>> trainer = Trainer(callbacks=[GradientNormalize(1.0)], logger=False)
 
     Logged:
-        As ``GradientClip``; ``clip_fraction`` counts the steps on which the gradient was made smaller.
+        ========================== ==========================================================================
+        ``calib/grad_norm_before`` 2-norm as the first of our callbacks saw it
+        ``calib/grad_norm_max``    the largest since the last row
+        ``calib/grad_norm_after``  2-norm that the optimizer used
+        ``calib/clip_fraction``    share of the steps since the last row on which the gradient was made smaller
+        ``calib/clip_threshold``   median target over the judged segments
+        ========================== ==========================================================================
+
+        The last two carry ``.<name>`` with a name, and are ``would_clip_...`` with ``dry_run``.
 
     Checkpoint:
-        As ``GradientClip``.
+        The state of every policy, with a digest of the segments that it belongs to, and the counts.
 
     Note:
         A zero gradient stays zero: there is no direction to follow. Small gradients are enlarged with their noise, so

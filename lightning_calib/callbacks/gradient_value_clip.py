@@ -31,10 +31,11 @@ class GradientValueClip(CalibratedCallback):
         >>> trainer = Trainer(callbacks=[GradientValueClip(0.5)], logger=False)
 
     Logged:
-        As ``GradientClip``; there is no threshold on the norm.
+        ``calib/grad_norm_before``, ``calib/grad_norm_max``, ``calib/grad_norm_after`` and ``calib/clip_fraction`` (the
+        share of the steps since the last row on which any element was clamped); there is no threshold on the norm.
 
     Checkpoint:
-        The counts.
+        The counts of steps and of clipped steps; the method has no state.
     """
 
     _needs = Needs(

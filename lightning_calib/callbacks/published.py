@@ -28,13 +28,15 @@ class AutoClip(SegmentRescaler):
     Args:
         percentile: 0 or in [1, 100]; the paper recommends 10, so that about nine steps in ten are clipped.
         window: How many norms to remember; None is the whole history, as in the paper.
-        rules: As in ``GradientClip``; with a rule, set ``window`` or keep each rule's scope to one segment.
-        dry_run: As in ``GradientClip``.
-        name: As in ``GradientClip``.
+        rules: ``{glob on parameter name: number, policy or None}``; the first match wins, None leaves alone. Set
+            ``window`` too: all history is kept for one segment only.
+        dry_run: Log what would be clipped, and change nothing.
+        name: Tells two callbacks of this class apart, in tags and checkpoints.
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If one is out of range.
+        ValueError: If one is out of range; at the start of training, if a glob of ``rules`` matches no parameter.
+        MisconfigurationException: Under a strategy or with an optimizer where gradients cannot be read right.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -42,7 +44,8 @@ class AutoClip(SegmentRescaler):
         >>> trainer = Trainer(callbacks=[AutoClip()], logger=False)
 
     Logged:
-        As ``GradientClip``.
+        ``calib/grad_norm_before``, ``_max`` and ``_after``, ``calib/clip_fraction`` and ``calib/clip_threshold`` (the
+        percentile).
 
     Checkpoint:
         The norms so far: 4 bytes per step without a window.
@@ -81,13 +84,14 @@ class ZClip(SegmentRescaler):
         robust: True follows a change of level within some tens of steps; False is the paper's rule, which does not.
         warmup_max_norm: The largest norm during the warm-up, in (0, inf]; None clips nothing in it. Where this callback
             replaces a clip value, pass that value.
-        rules: As in ``GradientClip``.
-        dry_run: As in ``GradientClip``.
-        name: As in ``GradientClip``.
+        rules: ``{glob on parameter name: number, policy or None}``; the first match wins, None leaves alone.
+        dry_run: Log what would be clipped, and change nothing.
+        name: Tells two callbacks of this class apart, in tags and checkpoints.
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If one is out of range.
+        ValueError: If one is out of range; at the start of training, if a glob of ``rules`` matches no parameter.
+        MisconfigurationException: Under a strategy or with an optimizer where gradients cannot be read right.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -95,8 +99,8 @@ class ZClip(SegmentRescaler):
         >>> trainer = Trainer(callbacks=[ZClip(warmup_max_norm=1.0), GradientMonitor()], logger=False)
 
     Logged:
-        As ``GradientClip``; the threshold is the trigger, or the target on a step that was clipped; in the warm-up
-        ``warmup_max_norm``, or none.
+        ``calib/grad_norm_before``, ``_max`` and ``_after``, ``calib/clip_fraction`` and ``calib/clip_threshold``; the
+        last is the trigger, or the target on a step that was clipped; in the warm-up ``warmup_max_norm``, or none.
 
     Checkpoint:
         Count, mean and variance.
@@ -141,13 +145,14 @@ class AGC(SegmentRescaler):
         min_weight_norm: The floor of the weight norm, above 0; 1e-3 in the authors' code. It lets zero weights learn.
         exclude: Globs on the parameters to leave alone; () for none. "auto": tensors with fewer than two dimensions and
             the last ``nn.Linear`` of ``named_modules()``. A parameter that a rule names is never excluded.
-        rules: As in ``GradientClip``.
-        dry_run: As in ``GradientClip``.
-        name: As in ``GradientClip``.
+        rules: ``{glob on parameter name: number, policy or None}``; the first match wins, None leaves alone.
+        dry_run: Log what would be clipped, and change nothing.
+        name: Tells two callbacks of this class apart, in tags and checkpoints.
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If one is out of range, or a glob matches no parameter.
+        ValueError: If one is out of range; at the start of training, if a glob matches no parameter.
+        MisconfigurationException: Under a strategy or with an optimizer where gradients cannot be read right.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -155,7 +160,8 @@ class AGC(SegmentRescaler):
         >>> trainer = Trainer(callbacks=[AGC(0.02)], logger=False)
 
     Logged:
-        As ``GradientClip``; ``calib/clip_fraction`` is the share of steps on which any unit was clipped.
+        ``calib/grad_norm_before``, ``_max`` and ``_after``, ``calib/clip_fraction`` and ``calib/clip_threshold`` (the
+        median over the units).
 
     Checkpoint:
         Only the counts: the method has no state.
@@ -194,13 +200,14 @@ class AdaGC(SegmentRescaler):
         decay: :math:`\beta`, in [0, 1); 0.98 in the ports, 0.99 in the authors' code.
         warmup_steps: Steps with a global clip, during which each tensor's smallest norm becomes its first average; 100.
         warmup_max_norm: :math:`\lambda_{abs}`, the threshold of the whole gradient in the warm-up, above 0; 1.0.
-        rules: As in ``GradientClip``.
-        dry_run: As in ``GradientClip``.
-        name: As in ``GradientClip``.
+        rules: ``{glob on parameter name: number, policy or None}``; the first match wins, None leaves alone.
+        dry_run: Log what would be clipped, and change nothing.
+        name: Tells two callbacks of this class apart, in tags and checkpoints.
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If one is out of range.
+        ValueError: If one is out of range; at the start of training, if a glob of ``rules`` matches no parameter.
+        MisconfigurationException: Under a strategy or with an optimizer where gradients cannot be read right.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -208,7 +215,8 @@ class AdaGC(SegmentRescaler):
         >>> trainer = Trainer(callbacks=[AdaGC()], logger=False)
 
     Logged:
-        As ``GradientClip``.
+        ``calib/grad_norm_before``, ``_max`` and ``_after``, ``calib/clip_fraction`` and ``calib/clip_threshold`` (the
+        median over the tensors).
 
     Checkpoint:
         One average and one count per tensor, and the number of steps.

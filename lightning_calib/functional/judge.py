@@ -159,7 +159,7 @@ class SegmentReport(_Judged):
 
     @property
     def clipped(self) -> Tensor:
-        """Where the gradient was reduced: shape (K,), bool."""
+        """Whether the gradient was reduced, for each segment; shape (K,), bool."""
         return self.coefficients < 1
 
 

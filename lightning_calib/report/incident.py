@@ -11,8 +11,20 @@ _HIGH = 10.0  # times the usual norm: what ends in Inf has grown before
 class NonFiniteGradientError(RuntimeError):
     """Too many gradients were not finite; the message holds the last incidents and what they point to.
 
+    Raised by ``NonFiniteGuard``: at once with ``action="raise"``, else after ``max_consecutive`` steps in a row, or
+    ``max_total`` in all.
+
+    Args:
+        text: The message.
+        steps: As below.
+
     Attributes:
         steps: First and last step of every stretch of steps with incidents, at most the last 1,000 stretches.
+
+    Example:
+        >>> from lightning_calib import NonFiniteGradientError
+        >>> NonFiniteGradientError("too many", [(7, 9), (12, 12)]).steps
+        ((7, 9), (12, 12))
     """
 
     def __init__(self, text: str, steps: Sequence[tuple[int, int]] = ()) -> None:

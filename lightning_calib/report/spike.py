@@ -6,7 +6,15 @@ PAGE = "docs/training-spikes.md"
 
 
 class SpikeError(RuntimeError):
-    """Spikes of the gradient norm or of the loss that neither skipping nor rewinding has ended."""
+    """Spikes of the gradient norm or of the loss that neither skipping nor rewinding has ended.
+
+    Raised by ``SpikeGuard`` at the end of its ladder; the message names the last checkpoint.
+
+    Example:
+        >>> from lightning_calib import SpikeError
+        >>> issubclass(SpikeError, RuntimeError)
+        True
+    """
 
 
 Signal = tuple[str, float, float]  # a name, its value in this step, its running level

@@ -31,7 +31,7 @@ def refine_schedule(norms: Tensor | Iterable[float], optimizer: str = "sgd", *, 
         smoothing: The window as a fraction of T, in [0, 1]; 0.1 in the authors' code, below 2 / T no smoothing.
 
     Returns:
-        Shape (T,), float64 on the CPU: non-negative, the largest exactly 1, the last 0.
+        The schedule, shape (T,), float64 on the CPU; no number is negative, the largest is exactly 1, the last 0.
 
     Raises:
         TypeError: If ``norms`` does not hold numbers, or ``smoothing`` is none.
