@@ -36,6 +36,15 @@ class Recorder:
         warn: Where sentences go.
     """
 
+    writers: list[RecordWriter]
+    counts: bool
+    kept: dict[str, Any]
+    losses: Losses
+    warn: Callable[[str], None]
+    off: bool
+    told: bool
+    last: int
+
     def __init__(
         self,
         writers: list[RecordWriter],
