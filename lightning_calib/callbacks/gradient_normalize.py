@@ -38,7 +38,8 @@ class GradientNormalize(SegmentRescaler):
         As ``GradientClip``.
 
     Note:
-        A zero gradient stays zero: there is no direction to follow. Small gradients are enlarged with their noise, so
+        A zero gradient stays zero: there is no direction to follow. One so small that target / norm is beyond its type
+        is left alone. Small gradients are enlarged with their noise, so
         the learning rate alone decides the length of an SGD step; a schedule must bring it down.
     """
 
