@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo docs tutorial test test-all test-oldest test-newest test-deepspeed compatibility test-browser lint types screenshots gallery bench bench-doctors bench-tab cost bench-rates bench-spikes bench-clip-find bench-shadows clean
+.PHONY: demo docs tutorial test test-all test-oldest test-newest test-deepspeed compatibility test-browser release-check lint types screenshots gallery bench bench-doctors bench-tab cost bench-rates bench-spikes bench-clip-find bench-shadows clean
 
 demo: $(STAMP)  ## train a small CNN on handwritten digits with NonFiniteGuard, ZClip and GradientMonitor
 	$(BIN)/python examples/vision.py
@@ -55,6 +55,9 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
+
+release-check:  ## build, twine check, the wheel in environments of its own, which are removed; before a release; about 3 minutes
+	$(PYTHON) benchmarks/release_check.py
 
 screenshots: $(STAMP)  ## train, and take the pictures of docs/gradients-tab.md; needs Chromium; about 2 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/screenshots.py

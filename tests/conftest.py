@@ -7,6 +7,8 @@ import logging
 import pytest
 from helpers.left_out import left_out
 
+import lightning_calib.fit.messages  # noqa: F401 - it gives our logger its level
+
 
 def pytest_collection_modifyitems(items):
     for item in items:
@@ -24,6 +26,14 @@ def _own_directory(tmp_path, monkeypatch):
 def _quiet_lightning():
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@pytest.fixture(autouse=True)
+def _our_logger_is_left_as_it_was():
+    logger = logging.getLogger("lightning_calib")
+    before = logger.level
+    yield
+    assert logger.level == before, "set it by caplog, which puts it back"
 
 
 @pytest.fixture

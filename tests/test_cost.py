@@ -20,8 +20,8 @@ STALE, FEW = 0.9, 4  # a count below this share of the pinned one, by more than 
 
 
 @pytest.fixture(autouse=True)
-def _silent():
-    logging.getLogger("lightning_calib").setLevel(logging.ERROR)
+def _silent(caplog):
+    caplog.set_level(logging.ERROR, logger="lightning_calib")
 
 
 def risen(found: dict[str, Counts], limits: dict[str, Counts]) -> list[str]:

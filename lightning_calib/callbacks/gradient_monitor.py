@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-import lightning.pytorch as pl
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_calib.callbacks.base import CalibratedCallback
@@ -108,7 +108,10 @@ class GradientMonitor(CalibratedCallback):
             check_count("every_n_steps", every_n_steps, "Use 50, or None to follow the Trainer.", 1)
         check_flag("layers", layers, "Use True for the dashboard, False for scalars only.")
         check_flag("histograms", histograms, "Use True to count magnitudes every tenth row.")
-        self.every_n_steps, self.layers, self.histograms, self.shadow = every_n_steps, layers, histograms, shadow
+        self.every_n_steps = every_n_steps
+        self.layers = layers
+        self.histograms = histograms
+        self.shadow = shadow
         self._shadows = ShadowList(shadow)
 
     @property
@@ -124,7 +127,7 @@ class GradientMonitor(CalibratedCallback):
         self._recorder: RowRecorder | None = None
         self._course: RunCourse | None = None
 
-    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Join the session; note whether the Trainer has taken steps of which no count is known."""
         super().on_train_start(trainer, pl_module)
         if self._session is None:
@@ -135,7 +138,7 @@ class GradientMonitor(CalibratedCallback):
         for run in self._session.runs.values():
             self._learn(run.view)
 
-    def on_before_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", loss: Tensor) -> None:
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Keep the loss, on its device: without the GradScaler's scale, and that of a whole step."""
         session, recorder = self._session, self._recorder
         if session is None or recorder is None or not pl_module.automatic_optimization:
@@ -145,9 +148,7 @@ class GradientMonitor(CalibratedCallback):
         for run in session.runs.values():
             recorder.see_loss(run, loss, float(trainer.accumulate_grad_batches))
 
-    def on_train_batch_start(
-        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Look at BatchNorm's statistics, if the batch's row is due."""
         if self._session is not None and self._recorder is not None and self._recorder.watches_batches:
             self._recorder.begin_batch(due=self._session.due)
@@ -166,11 +167,10 @@ class GradientMonitor(CalibratedCallback):
 
     def _start(self, fit: FitStart) -> None:
         """Keep rows for the report; open the tab's records, if a logger is TensorBoard's; lay the shadows."""
-        known: Any = {"saved": self._saved, "losses": self._losses, "warn": warn}
+        kept: Any = {"saved": self._saved, "losses": self._losses, "warn": warn}
         self._shadows, counts = ShadowList(self.shadow), self.histograms
-        tab = tab_recorder(fit, self._shadows.about, histograms=counts, say=say, **known) if self.layers else None
-        keeper = RowKeeper(fit.trainer, fit.module, **known)
-        self._recorder = RowRecorder(keeper, tab, self._shadows.keeper(fit, **known))
+        tab = tab_recorder(fit, self._shadows.about, histograms=counts, say=say, **kept) if self.layers else None
+        self._recorder = RowRecorder(RowKeeper(fit.trainer, fit.module, **kept), tab, self._shadows.keeper(fit, **kept))
 
     def _prepare(self, view: GradientView, memory: OptimizerMemory) -> OptimizerMemory:
         """Take up the norms seen so far."""
@@ -202,7 +202,7 @@ class GradientMonitor(CalibratedCallback):
         if recorder.tab is not None:
             recorder.tab.facts[view.index] = facts_text(facts, view.plan, clippers(session, run))
 
-    def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A line on the run so far after epoch 1, 2, 4, 8, ..."""
         epoch, session = trainer.current_epoch + 1, self._session
         seen = session is not None and any(run.memory.steps.steps for run in session.runs.values())

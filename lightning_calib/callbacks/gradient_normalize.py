@@ -48,7 +48,8 @@ class GradientNormalize(SegmentRescaler):
         The state of every policy, with a digest of the segments that it belongs to, and the counts.
 
     Note:
-        A zero gradient stays zero: there is no direction to follow. Small gradients are enlarged with their noise, so
+        A zero gradient stays zero: there is no direction to follow. One so small that target / norm is beyond its type
+        is left alone. Small gradients are enlarged with their noise, so
         the learning rate alone decides the length of an SGD step; a schedule must bring it down.
     """
 

@@ -48,7 +48,7 @@ class GradientValueClip(CalibratedCallback):
     def __init__(self, max_value: float) -> None:
         super().__init__()
         check_number("max_value", max_value, "Use for instance 0.5; math.inf never acts.", 0, float("inf"), ends="(]")
-        self.max_value = float(max_value)
+        self.max_value: float = float(max_value)
 
     def _lay(self, view: GradientView) -> None:
         """Complex numbers have no order, so there is nothing to clamp them to."""

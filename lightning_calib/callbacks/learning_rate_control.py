@@ -33,9 +33,9 @@ class RuleMemory:
 
     def __init__(self, rule: LearningRateRule, plan: Plan) -> None:
         self.rule = rule
-        self.segments = Segments.of(plan, "group")
+        self.segments: Segments = Segments.of(plan, "group")
         # A param group without parameters has no segment.
-        self.groups = list(dict.fromkeys(plan.groups))
+        self.groups: list[int] = list(dict.fromkeys(plan.groups))
         check_rule(rule, self.segments)
         norms = torch.zeros(len(self.segments), dtype=plan.dtype, device=plan.device)
         self.state: Any = rule.init(norms)
@@ -109,6 +109,11 @@ class LearningRateControl(CalibratedCallback):
         multiplies it by 1.05 ends the step at 1.05 times the pure rate. A factor of 0 leaves no proportion: there the
         pure rate comes back, unless another number than 0 was written, which stays.
     """
+
+    rule: LearningRateRule
+    min_factor: float
+    max_factor: float
+    name: str | None
 
     def __init__(
         self, rule: LearningRateRule, *, min_factor: float = 0.0, max_factor: float = 1.0, name: str | None = None

@@ -5,8 +5,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_calib.callbacks.base import CalibratedCallback
@@ -101,8 +101,11 @@ class NonFiniteGuard(CalibratedCallback):
     ) -> None:
         super().__init__()
         check_non_finite_guard(action, max_consecutive, max_total, save_batch_to, trace)
-        self.action, self.max_consecutive, self.max_total = action, max_consecutive, max_total
-        self.save_batch_to, self.trace = save_batch_to, trace
+        self.action = action
+        self.max_consecutive = max_consecutive
+        self.max_total = max_total
+        self.save_batch_to = save_batch_to
+        self.trace = trace
         self._needs = Needs(acts=action != "warn", guards=True, nonfinite=True, loss=True)
 
     # Before the step
@@ -126,14 +129,12 @@ class NonFiniteGuard(CalibratedCallback):
         """Nothing has happened yet."""
         return IncidentLog()
 
-    def on_train_batch_start(
-        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Open a window, or go on with it."""
         if self._session is not None and self._window.add(batch_idx, batch) and self.action == "skip":
             self._backup.keep()
 
-    def on_before_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", loss: Tensor) -> None:
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Keep the loss, on its device."""
         if self._session is not None:
             self._session.see_loss(self, loss)
@@ -141,7 +142,7 @@ class NonFiniteGuard(CalibratedCallback):
                 self._window.micros[-1].losses.append(whole(loss.detach()))
 
     def on_train_batch_end(
-        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Close the window with the batch that stepped."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
@@ -175,8 +176,7 @@ class NonFiniteGuard(CalibratedCallback):
             return record
         log.judged = True
         scale = float(view.scaler.get_scale()) if view.scaler is not None else None
-        found = culprit(session.trainer, self._window)
-        routine = scale is not None and seen_by_scaler(view)
+        found, routine = culprit(session.trainer, self._window), scale is not None and seen_by_scaler(view)
         if scale is not None and routine:
             log.overflow()
             trouble = log.falls_sick(scale)

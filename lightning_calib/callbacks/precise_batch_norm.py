@@ -68,6 +68,9 @@ class PreciseBatchNorm(PublicCallback):
         Wu and Johnson 2021, Rethinking "Batch" in BatchNorm, section 3: arXiv 2105.07576.
     """
 
+    num_batches: int
+    forward: Callable[["pl.LightningModule", Any], Any] | None
+
     def __init__(
         self, num_batches: int = 200, *, forward: Callable[["pl.LightningModule", Any], Any] | None = None
     ) -> None:

@@ -58,8 +58,8 @@ class AutoClip(SegmentRescaler):
         Algorithm 1.
     """
 
-    percentile = OfPolicy[float]("percentile")
-    window = OfPolicy[int | None]("window")
+    percentile: OfPolicy[float] = OfPolicy[float]("percentile")
+    window: OfPolicy[int | None] = OfPolicy[int | None]("window")
 
     def __init__(
         self,
@@ -113,11 +113,11 @@ class ZClip(SegmentRescaler):
         Kumar et al., *ZClip: Adaptive Spike Mitigation for LLM Pre-Training*, 2025, arXiv 2504.02507.
     """
 
-    z_max = OfPolicy[float]("z_max")
-    decay = OfPolicy[float]("decay")
-    warmup_steps = OfPolicy[int]("warmup_steps")
-    robust = OfPolicy[bool]("robust")
-    warmup_max_norm = OfPolicy[float | None]("warmup_max_norm")
+    z_max: OfPolicy[float] = OfPolicy[float]("z_max")
+    decay: OfPolicy[float] = OfPolicy[float]("decay")
+    warmup_steps: OfPolicy[int] = OfPolicy[int]("warmup_steps")
+    robust: OfPolicy[bool] = OfPolicy[bool]("robust")
+    warmup_max_norm: OfPolicy[float | None] = OfPolicy[float | None]("warmup_max_norm")
 
     @renamed("zclip", _OF_ZCLIP)
     def __init__(
@@ -174,8 +174,8 @@ class AGC(SegmentRescaler):
         Brock et al., *High-Performance Large-Scale Image Recognition Without Normalization*, ICML 2021, Equation 3.
     """
 
-    factor = OfPolicy[float]("factor")
-    min_weight_norm = OfPolicy[float]("min_weight_norm")
+    factor: OfPolicy[float] = OfPolicy[float]("factor")
+    min_weight_norm: OfPolicy[float] = OfPolicy[float]("min_weight_norm")
 
     def __init__(
         self,
@@ -229,10 +229,10 @@ class AdaGC(SegmentRescaler):
         Wang et al., *AdaGC: Improving Training Stability for Large Language Model Pretraining*, 2025, arXiv 2502.11034.
     """
 
-    factor = OfPolicy[float]("policy.factor")
-    decay = OfPolicy[float]("policy.decay")
-    warmup_steps = OfPolicy[int]("warmup_steps")
-    warmup_max_norm = OfPolicy[float]("max_norm")
+    factor: OfPolicy[float] = OfPolicy[float]("policy.factor")
+    decay: OfPolicy[float] = OfPolicy[float]("policy.decay")
+    warmup_steps: OfPolicy[int] = OfPolicy[int]("warmup_steps")
+    warmup_max_norm: OfPolicy[float] = OfPolicy[float]("max_norm")
 
     def __init__(
         self,

@@ -34,6 +34,10 @@ def as_policy(name: str, rule: object) -> Policy | None:
 class SegmentRescaler(CalibratedCallback):
     """Rescales every segment of its scope towards its policy's target: to min(t, n), or to t itself."""
 
+    norm_type: float
+    dry_run: bool
+    name: str | None
+
     def __init__(
         self,
         policy: PolicyLike,
@@ -51,8 +55,10 @@ class SegmentRescaler(CalibratedCallback):
         check_norm_type(norm_type)
         check_flag("dry_run", dry_run, "Use True to log what would be clipped without clipping.")
         check_name(name)
-        self.policy = as_policy("target" if not clip else "policy", policy)
-        self.rules = {glob: as_policy(f"rules[{glob!r}]", rule) for glob, rule in _check_rules(rules).items()}
+        self.policy: Policy | None = as_policy("target" if not clip else "policy", policy)
+        self.rules: dict[str, Policy | None] = {
+            glob: as_policy(f"rules[{glob!r}]", rule) for glob, rule in _check_rules(rules).items()
+        }
         self.scope, self.norm_type, self.dry_run, self.name = scope, float(norm_type), dry_run, name
         self.exclude = exclude if isinstance(exclude, str) and exclude == "auto" else _check_exclude(exclude)
         fixed = scope == "global" and isinstance(self.policy, MaxNorm) and not self.rules

@@ -49,8 +49,8 @@ class ShadowList:
         given: Any = sensible() if shadow is True else [] if shadow is None or shadow is False else shadow
         if not isinstance(given, Sequence) or isinstance(given, (str, bytes)):
             raise TypeError(message("shadow", "a list of policies or callbacks of ours, True or None", shadow, _REMEDY))
-        self.judges = [_judge(i, one) for i, one in enumerate(given)]
-        self.names = [_name(one, judge) for one, judge in zip(given, self.judges, strict=True)]
+        self.judges: list[SegmentRescaler] = [_judge(i, one) for i, one in enumerate(given)]
+        self.names: list[str] = [_name(one, judge) for one, judge in zip(given, self.judges, strict=True)]
         twice = next((name for name in self.names if self.names.count(name) > 1), None)
         if twice is not None:
             remedy = "Leave one of them out, or give callbacks names: GradientClip(..., name='mine')."

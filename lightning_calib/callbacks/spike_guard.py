@@ -89,6 +89,15 @@ class SpikeGuard(CalibratedCallback):
     """
 
     _transient: ClassVar[tuple[str, ...]] = (*CalibratedCallback._transient, *_HEAVY)
+    policy: Policy
+    min_ratio: float
+    ladder: tuple[Rung, ...]
+    max_skips: int
+    max_rewinds: int
+    snapshot_every_n_steps: int
+    max_snapshot_gb: float
+    lr_factor: float
+    lr_steps: int
 
     def __init__(
         self,

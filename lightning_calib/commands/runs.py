@@ -81,9 +81,13 @@ class Progress:
         total: Bytes that will be read.
     """
 
+    total: int
+    read: int
+    shown: int
+
     def __init__(self, total: int) -> None:
         self.total, self.read, self.shown = total, 0, -1
-        self.on = total > _LONG and sys.stderr.isatty()
+        self.on: bool = total > _LONG and sys.stderr.isatty()
 
     def __call__(self, size: int) -> None:
         """So many more bytes have been read."""

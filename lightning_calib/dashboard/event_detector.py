@@ -25,13 +25,24 @@ class EventDetector:
         names: The parameters.
     """
 
+    row: int
+    step: int
+    baseline: LayerBaseline
+    spikes: Spikes
+    lr: Jumps
+    lr_effective: Jumps
+    nonfinite: Counter
+    skipped: Counter
+
     def __init__(self, names: Sequence[str]) -> None:
-        self.names = list(names)
+        self.names: list[str] = list(names)
         self.row, self.step = 0, 0
         self.baseline = LayerBaseline.empty(len(self.names))
         self.spikes, self.lr, self.lr_effective = Spikes(), Jumps(), Jumps()
         self.nonfinite, self.skipped = Counter(), Counter()
-        self.pauses = {kind: NoPause() if kind == "rewind" else Pause() for kind in EVENT_KINDS}
+        self.pauses: dict[str, NoPause | Pause] = {
+            kind: NoPause() if kind == "rewind" else Pause() for kind in EVENT_KINDS
+        }
 
     def after(self, logged: Logged) -> "tuple[list[Event], EventDetector]":
         """The events of a row, and the detector that remembers it, too; this one stays as it is."""

@@ -119,10 +119,13 @@ class TabMemory(NamedTuple):
 class LayerTable:
     """The numbers of every tensor in the step that is logged, on the device."""
 
+    view: GradientView
+    rows: Rows
+
     def __init__(self, view: GradientView, rows: Rows) -> None:
         self.view, self.rows = view, rows
-        self.filled = [shape.numel() > 0 for shape in view.plan.whole_shapes]
-        self.empty = ~torch.tensor(self.filled, dtype=torch.bool)
+        self.filled: list[bool] = [shape.numel() > 0 for shape in view.plan.whole_shapes]
+        self.empty: Tensor = ~torch.tensor(self.filled, dtype=torch.bool)
         self.forget()
 
     def forget(self) -> None:

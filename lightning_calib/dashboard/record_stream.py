@@ -46,10 +46,14 @@ class RecordStream:
     A value for its users: `after` and `flushed` give another stream, and leave this one as it is.
     """
 
+    layers: Pool
+    totals: Pool
+    shadows: Pool
+
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
         self.layers, self.totals, self.shadows = Pool(), Pool(), Pool()
-        self.detector = EventDetector(rows.names)
+        self.detector: EventDetector = EventDetector(rows.names)
         self.waiting: tuple[Event, ...] = ()
 
     @property

@@ -36,6 +36,15 @@ class Recorder:
         warn: Where sentences go.
     """
 
+    writers: list[RecordWriter]
+    counts: bool
+    kept: dict[str, Any]
+    losses: Losses
+    warn: Callable[[str], None]
+    off: bool
+    told: bool
+    last: int
+
     def __init__(
         self,
         writers: list[RecordWriter],
@@ -185,14 +194,14 @@ class Recorder:
             step: After the last.
             shadows: By the optimizer's index: what has become of the shadows since the last row.
         """
-        last = max(step - 1, self.last)
+        last, after = max(step - 1, self.last), max(step, self.last + 1)
         for run in (run for run in runs if run.tab is not None):  # training may break off before it is prepared
             tab = run.tab
             self.write(*tab.stream.unfinished())
             records, stream = tab.stream.flushed()
             if (table := shadows.get(run.view.index)) is not None:
                 self.write([tab.stream.rows.record(SHADOWS, table.nan_to_num(ABSENT))], last)
-            self.write([*self._facts_of(run), *records], max(step, self.last + 1))
+            self.write([*self._facts_of(run), *records], after)
             run.tab = tab._replace(stream=stream)
         for writer in self.writers:
             writer.experiment.flush()

@@ -54,6 +54,9 @@ class Address:
         folder: The run's own folder.
     """
 
+    logdir: str
+    run: str
+
     def __init__(self, folder: str) -> None:
         path = Path(folder)
         self.logdir, self.run = str(path.parent), path.name

@@ -25,6 +25,10 @@ class BatchRerun:
         forward: What to run in place of ``training_step``, called with the module and a batch; None for that.
     """
 
+    trainer: pl.Trainer
+    module: pl.LightningModule
+    forward: Forward | None
+
     def __init__(self, trainer: "pl.Trainer", module: "pl.LightningModule", forward: Forward | None) -> None:
         self.trainer, self.module, self.forward = trainer, module, forward
 

@@ -25,6 +25,12 @@ class EngineSteps:
         hooks: By the identity of the optimizer, what completes the record of a step.
     """
 
+    engine: Engine
+    facts: FitFacts
+    hooks: dict[int, StepHooks]
+    before: int
+    reads: bool
+
     def __init__(self, engine: Engine, facts: FitFacts, hooks: dict[int, StepHooks]) -> None:
         self.engine, self.facts, self.hooks = engine, facts, hooks
         self.before = -1  # steps of the engine, before the one that is under way

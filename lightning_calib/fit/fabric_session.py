@@ -37,9 +37,12 @@ class FabricSession:
     Optimizers are numbered in the order of their first steps, which a resumed run must keep.
     """
 
+    callback: Participant
+    module: Any
+
     def __init__(self, callback: Participant, fabric: Any, module: Any) -> None:
         self.callback, self.module = callback, _unwrapped(module)
-        self.scaler = getattr(fabric.strategy.precision, "scaler", None)
+        self.scaler: Any = getattr(fabric.strategy.precision, "scaler", None)
         self.runs: dict[int, OptimizerRun] = {}
         self.ready = True  # there is nobody to wait for
 

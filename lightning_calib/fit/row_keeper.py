@@ -33,6 +33,11 @@ class RowKeeper:
         warn: Where sentences go.
     """
 
+    trainer: Any
+    kept: dict[str, Any]
+    losses: Losses
+    warn: Callable[[str], None]
+
     def __init__(
         self,
         trainer: Any,
@@ -46,8 +51,8 @@ class RowKeeper:
         self.off = False
         self.logged: dict[int, LoggedLayers] = {}  # by the optimizer's index
         self.joined: set[int] = set()  # those of which steps may have been counted before anything was kept
-        self.shift = BatchNormShift(tracking(module))
-        self.automatic = bool(module.automatic_optimization)
+        self.shift: BatchNormShift = BatchNormShift(tracking(module))
+        self.automatic: bool = bool(module.automatic_optimization)
 
     def tell_the_end(self, trouble: Exception) -> None:
         """One warning."""

@@ -21,6 +21,10 @@ class RowRecorder:
         shadows: Policies that are judged and never applied; None without any.
     """
 
+    keeper: RowKeeper
+    tab: TabRecorder | None
+    shadows: ShadowKeeper | None
+
     def __init__(self, keeper: RowKeeper, tab: TabRecorder | None, shadows: ShadowKeeper | None = None) -> None:
         self.keeper, self.tab, self.shadows = keeper, tab, shadows
         self.counts: dict[int, tuple[int, int]] = {}  # by the optimizer's index: tensors of a row for keeper and tab

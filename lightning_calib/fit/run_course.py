@@ -31,9 +31,14 @@ class RunCourse:
         epochs: That have ended.
     """
 
+    session: Session
+    recorder: RowRecorder | None
+    earlier: bool
+    watched: int
+
     def __init__(self, session: Session, recorder: RowRecorder | None = None, *, earlier: bool) -> None:
         self.session, self.recorder, self.earlier = session, recorder, earlier
-        self.epochs = int(session.trainer.current_epoch)
+        self.epochs: int = int(session.trainer.current_epoch)
         self.facts: dict[int, Facts] = {}  # by the optimizer's index
         self.told: set[str] = set()  # codes
         self.watched = 0  # rows

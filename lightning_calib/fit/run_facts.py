@@ -56,6 +56,7 @@ def run_facts(
         batch_size=_batch_size(trainer.train_dataloader),
         world_size=int(trainer.world_size),
         version=str(import_module("lightning_calib").__version__),
+        engine="" if view.engine is None else "DeepSpeed",
     )
 
 

@@ -1,10 +1,11 @@
 """One fit, seen by all of our callbacks: who measures, when each takes its turn, when a row is written."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from lightning_calib.fit.closed_row import ClosedRow, close_row
@@ -27,26 +28,29 @@ class Session:
     row, so a checkpoint saves what closing a row *would* leave, and nothing is done and undone.
     """
 
-    def __init__(
-        self, trainer: "pl.Trainer", module: "pl.LightningModule", participants: Sequence[Participant]
-    ) -> None:
-        self.trainer, self.module, self.participants = trainer, module, participants
-        self.first, self.final = participants[0], participants[-1]
+    def __init__(self, trainer: pl.Trainer, module: pl.LightningModule, participants: Sequence[Participant]) -> None:
+        self.trainer = trainer
+        self.module = module
+        self.participants = participants
+        self.first: Participant = participants[0]
+        self.final: Participant = participants[-1]
         # A guard may have to read the gradients again, so that it looks before the others do.
         guards_first = sorted(participants, key=lambda one: (not one._needs.guards, not one._needs.loss_on_host))
-        self.inspecting = [one for one in guards_first if _has_its_own(one, "_inspect")]
-        self.observing = [one for one in participants if _has_its_own(one, "_observe")]
-        self.facts = FitFacts.of(trainer, module, participants)
+        self.inspecting: list[Participant] = [one for one in guards_first if _has_its_own(one, "_inspect")]
+        self.observing: list[Participant] = [one for one in participants if _has_its_own(one, "_observe")]
+        self.facts: FitFacts = FitFacts.of(trainer, module, participants)
         self.recorder: StepRecorder | None = None  # GradientMonitor's
         self.backwards = 0
-        self.loss = WindowLoss()
-        self.sees_loss = next((one for one in participants if one._needs.loss), None)
+        self.loss: WindowLoss = WindowLoss()
+        self.sees_loss: Participant | None = next((one for one in participants if one._needs.loss), None)
         self.ready = False  # every callback is prepared, and has taken up what was saved
-        self.root = root_of(trainer, module)
-        self.watched = WatchedOptimizers(trainer, self.root, participants, self.facts)
+        self.root: nn.Module = root_of(trainer, module)
+        self.watched: WatchedOptimizers = WatchedOptimizers(trainer, self.root, participants, self.facts)
         engine, hooks = self.facts.engine, self.watched.hooks
-        self.engine_steps = None if engine is None else EngineSteps(engine, self.facts, hooks)
-        self.runs, self.attach, self.detach = self.watched.runs, self.watched.attach, self.watched.detach
+        self.engine_steps: EngineSteps | None = None if engine is None else EngineSteps(engine, self.facts, hooks)
+        self.runs: dict[int, OptimizerRun] = self.watched.runs
+        self.attach: Callable[[], None] = self.watched.attach
+        self.detach: Callable[[], None] = self.watched.detach
 
     def start(self) -> FitStart:
         """What the callbacks are given at the start."""

@@ -29,6 +29,13 @@ class ShadowKeeper:
         warn: Where sentences go.
     """
 
+    about: ShadowNames
+    names: tuple[str, ...]
+    lay: Callable[[GradientView], list[Shadow]]
+    kept: dict[str, Any]
+    losses: Losses
+    warn: Callable[[str], None]
+
     def __init__(
         self,
         about: ShadowNames,

@@ -28,6 +28,11 @@ class WatchedOptimizers:
         unseen: What sees steps that Lightning did not announce.
     """
 
+    trainer: pl.Trainer
+    module: nn.Module
+    participants: Sequence[Participant]
+    facts: FitFacts
+
     def __init__(
         self,
         trainer: "pl.Trainer",
@@ -39,7 +44,7 @@ class WatchedOptimizers:
         self.runs: dict[int, OptimizerRun] = {}
         self.hooks: dict[int, StepHooks] = {}
         self.refused: set[int] = set()
-        self.unseen = UnseenSteps(lambda: [run.view for run in self.runs.values()], self._refuse_unseen)
+        self.unseen: UnseenSteps = UnseenSteps(lambda: [run.view for run in self.runs.values()], self._refuse_unseen)
         for optimizer in trainer.optimizers:
             self._add(optimizer)
 

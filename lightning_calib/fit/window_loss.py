@@ -19,6 +19,8 @@ class WindowLoss:
         of_all: Whether what is on the host is the mean over all processes.
     """
 
+    of_all: bool
+
     def __init__(self) -> None:
         self._loss: Tensor | None = None
         self._host: float | None = None

@@ -183,8 +183,9 @@ def judge(
     """Ask the policy; targets t and norms n make the coefficients t / n, where t < n only if ``clip``."""
     norms, observed, _ = observation
     targets, state = policy(observation, state)
-    act = observed & (targets < norms if clip else targets.isfinite())
-    return SegmentReport(norms, observed, targets, torch.where(act, targets / norms, 1.0), names), state
+    ratios = targets / norms  # beyond the type where a norm is near the smallest number: then it is left alone, too
+    act = observed & (targets < norms if clip else ratios.isfinite())
+    return SegmentReport(norms, observed, targets, torch.where(act, ratios, 1.0), names), state
 
 
 def fresh_state(policy: Method, segments: Segments) -> State:

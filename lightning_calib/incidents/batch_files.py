@@ -18,8 +18,11 @@ _BUILTIN = (str, int, float, bool, bytes, complex)
 class BatchFiles:
     """Writes one file per incident, at most ten; a full disk never fails the run."""
 
+    written: int
+    last: tuple[int, int]
+
     def __init__(self, folder: str | Path | None) -> None:
-        self.folder = Path(folder) if folder is not None else None
+        self.folder: Path | None = Path(folder) if folder is not None else None
         self.written = 0
         self.last = (-1, 0)  # the step of the last incident, and how many it had
 

@@ -44,6 +44,13 @@ class IncidentLog:
     Norms and the last update are 0-d tensors that are brought to the host on an incident, or for a checkpoint.
     """
 
+    row: int
+    total: int
+    settled: bool
+    sick: bool
+    judged: bool
+    moved_at: int
+
     def __init__(self) -> None:
         self.row, self.total = 0, 0
         self.last: list[str] = []

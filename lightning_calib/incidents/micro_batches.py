@@ -33,6 +33,10 @@ class MicroBatches:
             one at hand.
     """
 
+    keep: bool
+    closed: bool
+    stepped: bool
+
     def __init__(self, *, keep: bool) -> None:
         self.keep, self.closed, self.stepped = keep, True, False
         self.micros: list[MicroBatch] = []

@@ -22,6 +22,9 @@ class Kept(NamedTuple):
 class TrainingState:
     """What a step moves: weights and state of one optimizer, the module's buffers, the GradScaler."""
 
+    module: nn.Module
+    view: GradientView
+
     def __init__(self, module: nn.Module, view: GradientView) -> None:
         self.module, self.view = module, view
 
@@ -67,6 +70,9 @@ class Snapshot:
         taken: How many steps had been taken then.
     """
 
+    step: int
+    taken: int
+
     def __init__(self) -> None:
         self.step, self.taken, self._tree = -1, 0, dict[str, Any]()
 
@@ -100,6 +106,10 @@ class Snapshots:
         state: Of what.
         most: How many there are in all, at least 2.
     """
+
+    state: TrainingState
+    most: int
+    current: int
 
     def __init__(self, state: TrainingState, most: int) -> None:
         self.state, self.most = state, most

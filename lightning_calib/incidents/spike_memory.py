@@ -28,6 +28,9 @@ class Verdict(NamedTuple):
 class SpikeMemory:
     """Of one optimizer; all of it is saved."""
 
+    signals: SpikeSignals
+    ladder: SpikeLadder
+
     def __init__(self, policy: Policy, min_ratio: float, view: GradientView) -> None:
         self.signals, self.ladder = SpikeSignals(policy, min_ratio), SpikeLadder()
         self._digest = Segments.of(view.plan, "global").digest

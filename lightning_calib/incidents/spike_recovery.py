@@ -16,9 +16,12 @@ class SpikeRecovery:
         most: How many snapshots there are, at least 2; 0 where nothing is rewound.
     """
 
+    view: GradientView
+    statistics: MovingStatistics
+
     def __init__(self, view: GradientView, statistics: MovingStatistics, most: int) -> None:
         self.view, self.statistics = view, statistics
-        self.snapshots = Snapshots(TrainingState(view.module, view), most) if most else None
+        self.snapshots: Snapshots | None = Snapshots(TrainingState(view.module, view), most) if most else None
 
     @property
     def has_snapshot(self) -> bool:

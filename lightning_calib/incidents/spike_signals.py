@@ -41,11 +41,19 @@ class SpikeSignals:
     A step that is a spike enters neither the policy's state nor the levels, until it is accepted.
     """
 
+    policy: Policy
+    min_ratio: float
+    levels: list[float]
+    seen: list[int]
+    loss_mean: float
+    loss_var: float
+    losses: int
+
     def __init__(self, policy: Policy, min_ratio: float) -> None:
         self.policy, self.min_ratio = policy, min_ratio
         signals = nn.ParameterDict({name: nn.Parameter(torch.zeros((), dtype=torch.float64)) for name in NAMES})
-        self.segments = Segments.of(Plan.of(signals), "parameter")
-        self.part = Part(policy, self.segments)
+        self.segments: Segments = Segments.of(Plan.of(signals), "parameter")
+        self.part: Part = Part(policy, self.segments)
         self._start_afresh()
 
     def _start_afresh(self) -> None:

@@ -13,6 +13,9 @@ class ValueRange:
         value: Dense, of any type but bool, with at least one element.
     """
 
+    shape: tuple[int, ...]
+    dtype: str
+
     def __init__(self, value: Tensor) -> None:
         found = value.detach()
         found = found.abs() if found.is_complex() else found

@@ -42,7 +42,6 @@ EXPLAINS: Mapping[str, frozenset[str]] = {
             "batch-norm "
             "skipped-steps dominated clip-always"
         ),
-        "nonfinite": "skipped-steps",
         "rate-too-high": "rate-too-low spike level-shift layer-rate dead-layer vanishing batch-norm clip-always",
         "clip-below-eps": "rate-too-low vanishing dead-layer clip-always layer-rate",
         "rate-cut": "rate-too-low vanishing",

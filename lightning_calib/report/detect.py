@@ -57,6 +57,8 @@ class Jumps:
 class Counter:
     """A count since the start of the run: how much was added."""
 
+    total: int
+
     def __init__(self) -> None:
         self.total = 0
 

@@ -28,6 +28,10 @@ class Pause:
     """How often events of one kind are listed: after one, some rows pass, unless the next is twice as bad."""
 
     _first = _PAUSE  # rows
+    told: int
+    hidden: int
+    row: int
+    worst: float
 
     def __init__(self) -> None:
         self.told, self.hidden = 0, 0

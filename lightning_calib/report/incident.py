@@ -29,7 +29,7 @@ class NonFiniteGradientError(RuntimeError):
 
     def __init__(self, text: str, steps: Sequence[tuple[int, int]] = ()) -> None:
         super().__init__(text)
-        self.steps = tuple(steps)
+        self.steps: tuple[tuple[int, int], ...] = tuple(steps)
 
 
 class Incident(NamedTuple):

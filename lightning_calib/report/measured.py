@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from lightning_calib.report.loss_course import LossCourse, loss_course
 from lightning_calib.report.optimizer_kind import optimizer_kind
 from lightning_calib.report.run import Floats, Group, Kind, Layers, Run
+from lightning_calib.report.wording import decimal
 
 SCALE_FREE: tuple[Kind, ...] = ("adam", "sign", "muon")  # divide the scale of the gradient out again
 _THIN = 64  # rows that a median over the recent window is of, at most: more change its third digit
@@ -83,6 +84,11 @@ class Measured(NamedTuple):
     def scale_free(self) -> bool:
         """Whether every group divides the scale of the gradient out again."""
         return bool(self.kinds) and self.kinds <= set(SCALE_FREE)
+
+    def clip(self, value: float) -> str:
+        """What clips the whole gradient by a value, to paste: the Trainer's where our callbacks are refused."""
+        text = decimal(value)
+        return f"`Trainer(gradient_clip_val={text})`" if self.run.facts.engine else f"`GradientClip({text})`"
 
     @property
     def moved(self) -> float:

@@ -76,6 +76,7 @@ class Facts(NamedTuple):
         batch_size: Samples per batch and process; None where it is not known.
         world_size: Processes.
         version: Of the package that wrote it.
+        engine: What keeps the gradients to itself and refuses our callbacks, such as "DeepSpeed"; empty without.
     """
 
     optimizer: str
@@ -95,6 +96,7 @@ class Facts(NamedTuple):
     batch_size: int | None = None
     world_size: int = 1
     version: str = ""
+    engine: str = ""
 
 
 class Counts(NamedTuple):

@@ -44,9 +44,9 @@ class Suggestion(NamedTuple):
         reason: Why, in sentences with their numbers.
         trainer: An argument of the Trainer, such as "gradient_clip_val=0.47"; empty where it has none that does it.
         callback: A callback of ours that does the same, such as "GradientClip(0.47)"; of several optimizers one for
-            all; empty where none is needed.
+            all; empty where none is needed, and under DeepSpeed, which refuses it.
         policy: What the callback judges this optimizer's gradient by, such as "MaxNorm(0.47)" or "ZScore()"; empty
-            where none is needed.
+            where there is no callback.
         optimizer: Its place among the optimizers.
         clip_rate: Share of the steps of the window whose norm was above `value`, in [0, 1]; nan without a value.
         window: Steps of the recent window that it is taken from.
@@ -119,6 +119,8 @@ def _of_findings(seen: Measured, found: dict[str, Finding]) -> Suggestion | None
         healthy = broken.evidence.get("suggested_max_norm", float("nan"))
         return _clip(seen, healthy, "")._replace(reason=_said(broken))  # how it blew up is no prediction
     told = found.get("dominated")
+    if told is not None and seen.run.facts.engine:
+        return _clip(seen, seen.high, _said(told))
     if told is not None:
         return Suggestion("clip", None, _said(told), callback=_quoted(told.advice))
     told = found.get("clip-twice")
@@ -128,6 +130,8 @@ def _of_findings(seen: Measured, found: dict[str, Finding]) -> Suggestion | None
     told = next((found[code] for code in _TOLD if code in found), None)
     if told is not None and "suggested_max_norm" in told.evidence:
         return _clip(seen, told.evidence["suggested_max_norm"], _said(told))
+    if told is not None and seen.run.facts.engine:
+        return _clip(seen, seen.high, _said(told))
     if told is not None:  # a depth that explodes is clipped by layers
         return Suggestion("clip", None, _said(told), callback=_BY_LAYER, policy="Percentile(95)")
     return _always(seen, found["clip-always"]) if "clip-always" in found else None
@@ -171,7 +175,7 @@ def _of_norms(seen: Measured) -> Suggestion:
     why = f"{largest}: {decimal(seen.high)}, the 95th percentile, takes the outliers only. {_lower(seen)}"
     first, second = (float(np.median(half)) for half in np.array_split(seen.norms, 2))
     found = _clip(seen, seen.high, why + there + _rising(seen))
-    if max(first, second) > _DRIFT * min(first, second):
+    if max(first, second) > _DRIFT * min(first, second) and not seen.run.facts.engine:
         why += f" The norm moved from {first:.3g} to {second:.3g} in these steps: a threshold that follows is better."
         found = found._replace(reason=why + there + _rising(seen), callback="ZClip()", policy="ZScore()")
     return found
@@ -217,9 +221,8 @@ def _clip(seen: Measured, value: float, reason: str, answer: Answer = "clip") ->
     share = float(np.mean(seen.norms > float(text))) if len(seen.norms) else float("nan")
     if answer == "clip" and len(seen.norms):
         reason += f" It would have reduced {percent(share)} of the last {seen.window:,} steps."
-    return Suggestion(
-        answer, float(text), reason, trainer, f"GradientClip({text})", f"MaxNorm({text})", clip_rate=share
-    )
+    ours = ("", "") if seen.run.facts.engine else (f"GradientClip({text})", f"MaxNorm({text})")
+    return Suggestion(answer, float(text), reason, trainer, *ours, clip_rate=share)
 
 
 def _said(finding: Finding) -> str:

@@ -21,7 +21,9 @@ class BatchNormShift:
     """
 
     def __init__(self, layers: Iterable[_BatchNorm]) -> None:
-        self.layers = [layer for layer in layers if layer.momentum and not isinstance(layer, nn.SyncBatchNorm)]
+        self.layers: list[_BatchNorm] = [
+            layer for layer in layers if layer.momentum and not isinstance(layer, nn.SyncBatchNorm)
+        ]
         self.forget()
 
     def forget(self) -> None:

@@ -38,6 +38,18 @@ class GradientView:
         window_scale: Multiplies the norms of a short window of micro-batches; 1 but there.
     """
 
+    index: int
+    optimizer: Optimizer
+    module: Module
+    suffix: str
+    units: bool
+    scaler: Any
+    engine: Engine | None
+    acts: bool
+    window_scale: float
+    plan: Plan
+    gradients: list[Tensor | None]
+
     def __init__(
         self,
         index: int,

@@ -80,7 +80,7 @@ class LoggedLayers:
 
     def __init__(self, view: GradientView) -> None:
         self.view = view
-        self.filled = [shape.numel() > 0 for shape in view.plan.whole_shapes]
+        self.filled: list[bool] = [shape.numel() > 0 for shape in view.plan.whole_shapes]
         self.forget()
 
     def forget(self) -> None:

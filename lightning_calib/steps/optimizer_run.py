@@ -24,6 +24,11 @@ class OptimizerRun:
         backwards: How many backward passes there had been at its last step.
     """
 
+    view: GradientView
+    rates: ScaledRates
+    record: StepRecord
+    backwards: int
+
     def __init__(self, view: GradientView) -> None:
         self.view, self.rates = view, ScaledRates(view.optimizer)
         self.record, self.backwards = StepRecord(), 0

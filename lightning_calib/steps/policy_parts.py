@@ -18,6 +18,9 @@ from lightning_calib.steps.saved_state import Losses, pack, unpack
 class Part:
     """A policy, its segments, its state, and what it did last."""
 
+    policy: Policy
+    segments: Segments
+
     def __init__(self, policy: Policy, segments: Segments) -> None:
         self.policy, self.segments = policy, segments
         self.names: Sequence[str] = segment_names(segments)

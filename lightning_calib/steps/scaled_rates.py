@@ -43,6 +43,11 @@ class Scaled:
         given: Its value as the optimizer gets it.
     """
 
+    group: dict[str, Any]
+    rate: Any
+    pure: Any
+    given: Any
+
     def __init__(self, group: dict[str, Any]) -> None:
         self.group, self.rate = group, group["lr"]
         self.pure, self.given = _copy(self.rate), _copy(self.rate)

@@ -54,11 +54,15 @@ class Shadow:
         clip: Whether it only reduces.
     """
 
+    memory: PartsMemory
+    norm_type: float
+    clip: bool
+
     def __init__(self, memory: PartsMemory, norm_type: float, *, clip: bool) -> None:
         self.memory, self.norm_type, self.clip = memory, norm_type, clip
-        self.units = any(part.segments.scope == "unit" for part in memory.parts)
+        self.units: bool = any(part.segments.scope == "unit" for part in memory.parts)
         only = memory.parts[0].segments if len(memory.parts) == 1 else None
-        self.whole = only is not None and only.scope == "global" and only.pick is None
+        self.whole: bool = only is not None and only.scope == "global" and only.pick is None
 
     def judge(self, seen: Seen) -> list[Tensor]:
         """What it would have made of the gradient, each of shape (1,); the policies' states move on.

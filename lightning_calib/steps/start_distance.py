@@ -19,6 +19,8 @@ class StartDistance:
         ValueError: If the copy, which goes into every checkpoint, would take more than 64 MB.
     """
 
+    start_norms: Tensor
+
     def __init__(self, segments: Segments, rule: object) -> None:
         self.segments = segments
         plan = segments.plan
@@ -29,7 +31,7 @@ class StartDistance:
                 f"`{rule}` needs a copy of the starting weights, {size / 2**20:.0f} MB of every checkpoint, more than "
                 f"{STATE_LIMIT / 2**20:.0f} MB. Use a rule without distances for this model, such as InverseNorm()."
             )
-        self.start = [held(tensor.detach()).clone() for tensor in plan.tensors]
+        self.start: list[Tensor] = [held(tensor.detach()).clone() for tensor in plan.tensors]
         # Sharded weights are brought together here, where every process is, and not when a checkpoint asks for them.
         spread = None if plan.shards is None else plan.shards.whole(self.start)
         self.whole = None if spread is None else [one.to("cpu", copy=True) for one in spread]

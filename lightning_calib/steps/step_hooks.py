@@ -32,6 +32,13 @@ class StepHooks:
         see_used: Called with the run when the gradients of a logged step are as the optimizer uses them.
     """
 
+    run: OptimizerRun
+    clip: TrainerClip
+    weights: bool
+    warn: Callable[[str], None]
+    overwritten: bool
+    freed: bool
+
     def __init__(
         self,
         run: OptimizerRun,

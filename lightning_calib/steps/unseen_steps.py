@@ -22,6 +22,9 @@ class UnseenSteps:
             is before the weights move, so that an exception leaves them alone; with one it is right after.
     """
 
+    views: Callable[[], Sequence[GradientView]]
+    report: Callable[[GradientView, Optimizer], None]
+
     def __init__(
         self, views: Callable[[], Sequence[GradientView]], report: Callable[[GradientView, Optimizer], None]
     ) -> None:

@@ -54,32 +54,34 @@ class SamplePlan:
         alike: Positions of those that one call serves: of one type, on one device.
     """
 
+    tensors: list[Tensor]
+
     def __init__(self, tensors: Sequence[Tensor], flat: Sequence[FlatPart | None] = ()) -> None:
         pairs = list(zip(tensors, flat or [None] * len(tensors), strict=True))
         shapes = [whole_shape(one) if part is None else part.shape for one, part in pairs]
         pairs = [pair for pair, shape in zip(pairs, shapes, strict=True) if shape.numel()]
         self.tensors, parts = [one for one, _ in pairs], [part for _, part in pairs]
-        self.shards = Shards.of(self.tensors, flat=parts)
-        self.cut = next(filter(cut_by_zero, self.tensors), None)
-        self.strides = strides(self.tensors)
+        self.shards: Shards | None = Shards.of(self.tensors, flat=parts)
+        self.cut: Tensor | None = next(filter(cut_by_zero, self.tensors), None)
+        self.strides: list[int] = strides(self.tensors)
         held_here = [_held(tensor).numel() for tensor in self.tensors]
         copied = [-(-size // stride) for size, stride in zip(held_here, self.strides, strict=True)]
         share = [size / max(1, count) for size, count in zip(held_here, copied, strict=True)]
         device = self.tensors[0].device if self.tensors else torch.device("cpu")
         narrow = any(wide_dtype(tensor.device) == torch.float32 for tensor in self.tensors)
-        self.dtype = torch.float32 if narrow else torch.float64
+        self.dtype: torch.dtype = torch.float32 if narrow else torch.float64
         scales = torch.tensor(share, dtype=self.dtype, device=device).sqrt()
-        self.scales = None if all(one == 1.0 for one in share) else scales
+        self.scales: Tensor | None = None if all(one == 1.0 for one in share) else scales
         matrices = [i for i, shape in enumerate(shape for shape in shapes if shape.numel()) if len(shape) > 1]
-        self.matrices = torch.tensor(matrices, device=device) if matrices else None
-        self.plain = [
+        self.matrices: Tensor | None = torch.tensor(matrices, device=device) if matrices else None
+        self.plain: list[bool] = [
             stride == 1 and not is_sharded(one) and not cut_by_zero(one)
             for one, stride in zip(self.tensors, self.strides, strict=True)
         ]
         alike: dict[tuple[torch.dtype, torch.device], list[int]] = {}
         for i, tensor in enumerate(self.tensors):
             alike.setdefault((tensor.dtype, tensor.device), []).append(i)
-        self.alike = list(alike.values())
+        self.alike: list[list[int]] = list(alike.values())
 
     def now(self) -> list[Tensor]:
         """What would be copied, as it is: no copies."""
@@ -110,7 +112,7 @@ class WeightSample:
     @torch.no_grad()
     def __init__(self, plan: SamplePlan) -> None:
         self.plan = plan
-        self.before = plan.each(_clones, plan.now())
+        self.before: list[Tensor] = plan.each(_clones, plan.now())
 
     @torch.no_grad()
     def moved(self) -> WeightUpdate:

@@ -12,7 +12,7 @@ from tensorboard.plugins.base_plugin import TBLoader
 
 from lightning_calib.tensorboard.contract import PLUGIN
 
-log = logging.getLogger("lightning_calib")
+log: logging.Logger = logging.getLogger("lightning_calib")
 
 
 class GradientsLoader(TBLoader):  # type: ignore[misc]  # TensorBoard has no types

@@ -19,7 +19,7 @@ from lightning_calib.tensorboard.run_folders import RunFolders
 from lightning_calib.tensorboard.selection import Selection
 from lightning_calib.tensorboard.unexpanded import screened
 
-log = logging.getLogger("lightning_calib")
+log: logging.Logger = logging.getLogger("lightning_calib")
 
 Answer = Callable[[Request], tuple[Any, str]]
 # For a browser that is sent to one of our addresses by itself; the tab's own page is TensorBoard's, with its policy.

@@ -14,7 +14,7 @@ from lightning_calib.tensorboard.contract import EVENTS, PLUGIN
 from lightning_calib.tensorboard.refused import Refused, require, shown
 from lightning_calib.tensorboard.unexpanded import Form, form_of_array, form_of_proto, screened
 
-log = logging.getLogger("lightning_calib")
+log: logging.Logger = logging.getLogger("lightning_calib")
 
 # Bytes asked for in one read. The data server's answer may have 256 MiB; records carry some more than their numbers.
 MOST_BYTES = 192 * 2**20

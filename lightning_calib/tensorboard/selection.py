@@ -25,7 +25,7 @@ class Selection:
 
     def __init__(self, reader: Reader, query: Mapping[str, str]) -> None:
         self._reader, self._query = reader, query
-        self.name = self.word("run")
+        self.name: str = self.word("run")
         text = query.get("optimizer", "0")
         if not _WHOLE.fullmatch(text):
             raise Refused(f"`optimizer` must be a whole number from 0, got {shown(text)}")

@@ -144,6 +144,20 @@ def test_steps_dropped_as_spikes_are_no_overflows():
     assert findings["loss-scale"].startswith("The GradScaler skipped 2 steps")
 
 
+@pytest.mark.parametrize("scale", [NAN, 1024.0])
+def test_steps_that_are_not_finite_do_not_hide_spikes_and_rewinds(scale):
+    run = healthy()
+    run.scalars.loss_scale[:] = scale
+    run.scalars.nonfinite_total[10:] = 4.0
+    counts = run.counts._replace(nonfinite=4, skipped=10, spikes=6, rewound=11)
+    found = {one.code: one.sentence for one in Report([run._replace(counts=counts)]).findings}
+    assert list(found) == ["nonfinite", "skipped-steps"]
+    assert found["skipped-steps"].startswith("SpikeGuard dropped 6 steps of 300")
+    assert found["skipped-steps"].endswith("a rewind undid 11 that had been taken.")
+    alone = counts._replace(skipped=4, spikes=0, rewound=0)
+    assert [one.code for one in Report([run._replace(counts=alone)]).findings] == ["nonfinite"]
+
+
 def test_what_was_found_before_a_checkpoint_is_known_after_it(tmp_path):
     saver = ModelCheckpoint(tmp_path, every_n_train_steps=10, filename="at", save_top_k=-1)
     bad = {4: NAN, 15: NAN}

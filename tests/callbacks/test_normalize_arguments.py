@@ -49,6 +49,24 @@ def test_the_norm_is_the_one_that_was_asked_for(p):
         assert norm(list(found.values()), p) == pytest.approx(2.0, rel=1e-5)
 
 
+@pytest.mark.parametrize("p", [1.0, float("inf")])
+def test_a_norm_too_small_to_be_scaled_leaves_the_gradient_alone(p):
+    """1 / 1e-42 is inf in float32, and inf times a zero of the same gradient is nan."""
+
+    class Tiniest(Sees):
+        def on_after_backward(self):
+            for one in self.parameters():
+                one.grad.zero_()
+                one.grad.view(-1)[0] = 1e-42
+
+    module = Tiniest()
+    fit(module, [GradientNormalize(1.0, scope="parameter", norm_type=p)], 1)
+    for gradient in module.seen[0].values():
+        wanted = torch.zeros_like(gradient)
+        wanted.view(-1)[0] = 1e-42
+        torch.testing.assert_close(gradient, wanted, rtol=0, atol=0)
+
+
 def test_a_dry_run_changes_no_bit_and_logs_what_would_be():
     rows, dry, bare = Rows(), Tiny(), Tiny()
     fit(dry, [GradientNormalize(1e-3, dry_run=True), monitor := GradientMonitor(1)], 3, logger=rows)

@@ -112,6 +112,21 @@ def test_of_several_optimizers_each_has_its_records():
     assert all(one.tag.endswith("/1") for one in found.of("layers", 1))
 
 
+def test_what_waits_at_the_end_is_written_at_one_step_for_all_optimizers():
+    tab = Tab(writers())
+    fit, _ = fitted(tab, manual=True, optimizers=[SGD, SGD, SGD])
+    for index in range(3):
+        tab._recorder.facts[index] = "{}"
+        tab._recorder.summarise(fit.run(index), "All is well.", 3)
+    found = finish(fit, tab)
+    assert [[one.step for one in found.of("events", index)] for index in range(3)] == [[4]] * 3
+    assert [(one.tag, one.step) for one in found.facts] == [
+        ("calib/facts/0", 4),
+        ("calib/facts/1", 4),
+        ("calib/facts/2", 4),
+    ]
+
+
 def test_charts_and_texts_come_with_a_line_on_where_to_see_them():
     line = Tab(writers("logs/run"))._recorder.furnish([""])
     folder = Path("logs").resolve()

@@ -12,7 +12,10 @@ import pytest
 import torch
 from helpers.bare_runs import ELEMENTS, BareFit, Tab, Watches, Written
 from helpers.stand_in_deepspeed import DeepSpeedEngine, module_of
+from lightning.pytorch import Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
 
+from lightning_calib.fit.run_facts import run_facts
 from lightning_calib.fit.trainer_facts import trainer_clip
 from lightning_calib.fit.unsupported import unsupported
 from lightning_calib.functional.deepspeed import Engine, engine_in, whole_shape
@@ -105,6 +108,13 @@ def test_tensors_are_read_on_logged_steps_only(monkeypatch) -> None:
     assert fit.values("grad_norm_before") == pytest.approx([NORM])
     assert fit.values("grad_norm_max") == pytest.approx([5 * NORM])
     assert tab.told == []
+
+
+def test_the_facts_say_that_an_engine_has_the_gradients(monkeypatch) -> None:
+    trainer, module = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False), BoringModel()
+    (without,) = BareFit([Watches()]).session.runs.values()
+    assert run_facts(trainer, module, EngineFit(monkeypatch).only.view, []).engine == "DeepSpeed"
+    assert run_facts(trainer, module, without.view, []).engine == ""
 
 
 def test_the_engines_clip_is_counted(monkeypatch) -> None:

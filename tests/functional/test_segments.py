@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import oracles
 import pytest
 import torch
 from helpers import gradient_families
+from helpers.properties import BOUNDED
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from lightning_calib.functional.norms import measure
@@ -31,6 +35,33 @@ def test_folded_norms_equal_a_loop_over_labelled_elements(scope: str, norm_type:
     torch.testing.assert_close(
         segments.fold(reading), torch.tensor(expected, dtype=torch.float64), rtol=1e-13, atol=0.0
     )
+
+
+SHAPES = st.lists(st.lists(st.integers(0, 4), max_size=3).map(tuple), min_size=1, max_size=6)
+P = st.sampled_from([1.0, 2.0, 3.0, float("inf")])
+
+
+@BOUNDED
+@given(shapes=SHAPES, seed=st.integers(0, 99), missing=st.sets(st.integers(0, 5)), p=P)
+def test_segments_of_tensors_of_any_shape_are_the_norms_of_their_parts(shapes, seed, missing, p) -> None:
+    """Scalars, empty tensors, and some without a gradient. A unit is a row of a matrix, or a whole tensor."""
+    generator = torch.Generator().manual_seed(seed)
+    parameters = [nn.Parameter(torch.zeros(shape, dtype=torch.float64)) for shape in shapes]
+    gradients = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    for i, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+        parameter.grad = None if i in missing else gradient
+        gradients[i] = gradient * (i not in missing)
+    plan = Plan.of(parameters)
+    reading = measure(plan, plan.gradients(), p, units=True)
+    rows = [row.flatten() for g in gradients for row in (g if g.ndim > 1 and g.numel() else [g])]
+    parts = {"global": [torch.cat([g.flatten() for g in gradients])], "parameter": gradients, "unit": rows}
+    for scope, expected in parts.items():
+        found = Segments.of(plan, scope).fold(reading)
+        labels = [np.full(tuple(part.shape), k) for k, part in enumerate(expected)]
+        wanted = oracles.segment_norms([part.numpy() for part in expected], labels, len(expected), p)
+        torch.testing.assert_close(
+            found, torch.tensor(wanted, dtype=torch.float64), rtol=1e-13, atol=0.0
+        )  # another order of summation
 
 
 @pytest.mark.parametrize("scope", ["global", "group", "layer", "parameter"])

@@ -9,11 +9,14 @@ import oracles
 import pytest
 import torch
 from helpers import gradient_families, public_policies
+from helpers.properties import BOUNDED
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_calib import EMARelative, GradientStabilizer, MaxNorm, Percentile, WeightRelative, ZScore
 from lightning_calib.functional import clip_grad_
-from lightning_calib.functional.judge import Observation, Policy
+from lightning_calib.functional.judge import Observation, Policy, judge
 from lightning_calib.policies.global_warmup import GlobalWarmup
 
 SCOPES = ["global", "group", "layer", "parameter", "unit"]
@@ -126,14 +129,22 @@ def test_the_contract_is_seen_firing_and_not_firing(policy_name: str, scope: str
     assert not torch.stack(clipped).all()
 
 
-JUNK = {"zero": 0.0, "nan": math.nan, "inf": math.inf, "minus inf": -math.inf}
+JUNK = st.sampled_from([0.0, math.nan, math.inf, -math.inf])
+COLUMNS = 3
+# Norms over the whole range of their type, now and then many alike; a mask under which some are not seen.
+NORM = st.one_of(st.floats(0, exclude_min=True, allow_infinity=False), st.floats(0.1, 10.0), st.just(1.0))
+ROW = st.tuples(
+    st.lists(NORM, min_size=COLUMNS, max_size=COLUMNS), st.lists(st.booleans(), min_size=COLUMNS, max_size=COLUMNS)
+)
+ROWS = st.lists(ROW, min_size=1, max_size=10).map(
+    lambda rows: (torch.tensor([row for row, _ in rows], dtype=torch.float64), torch.tensor([seen for _, seen in rows]))
+)
+EVERY_POLICY = pytest.mark.parametrize("policy_name", POLICIES)
 
 
-def rows(steps: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Norms, and a mask under which every column is seen at some steps and not at others."""
-    generator = torch.Generator().manual_seed(9)
-    norms = (0.7 * torch.randn(steps, columns, generator=generator, dtype=torch.float64)).exp()
-    return norms, torch.rand(steps, columns, generator=generator) < 0.7
+def rows_for(policy_name: str, rows: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The whole history is kept of one segment only."""
+    return (rows[0][:, :1], rows[1][:, :1]) if policy_name == "all_history" else rows
 
 
 def run(policy: Policy, norms: Tensor, seen: Tensor, junk: float) -> tuple[Tensor, tuple]:
@@ -146,12 +157,29 @@ def run(policy: Policy, norms: Tensor, seen: Tensor, junk: float) -> tuple[Tenso
     return torch.stack(targets), state
 
 
-@pytest.mark.parametrize("junk", JUNK.values(), ids=JUNK.keys())
-@pytest.mark.parametrize("policy_name", POLICIES)
-def test_what_is_not_observed_reaches_nothing(policy_name: str, junk: float) -> None:
+@EVERY_POLICY
+@BOUNDED
+@given(rows=ROWS)
+def test_coefficients_and_state_are_numbers_whatever_the_norms(policy_name: str, rows: tuple[Tensor, Tensor]) -> None:
+    policy, (norms, seen) = POLICIES[policy_name](), rows_for(policy_name, rows)
+    state = policy.init(norms[0])
+    for row, mask in zip(norms, seen, strict=True):
+        observation = Observation(torch.where(mask, row, math.nan), mask, torch.ones_like(row))
+        clipped, normalised = (judge(policy, observation, state, clip=clip)[0] for clip in (True, False))
+        assert (clipped.targets[mask] >= 0).all()
+        assert ((clipped.coefficients >= 0) & (clipped.coefficients <= 1)).all()
+        assert ((normalised.coefficients >= 0) & normalised.coefficients.isfinite()).all()
+        assert (normalised.coefficients[~mask] == 1).all()
+        _, state = policy(observation, state)
+        assert all(not tensor.is_floating_point() or not tensor.isnan().any() for tensor in state)
+
+
+@EVERY_POLICY
+@BOUNDED
+@given(rows=ROWS, junk=JUNK)
+def test_what_is_not_observed_reaches_nothing(policy_name: str, rows: tuple[Tensor, Tensor], junk: float) -> None:
     """Neither another segment's target nor any state, bit for bit, whatever stands there."""
-    policy = POLICIES[policy_name]()
-    norms, seen = rows(30, 1 if policy_name == "all_history" else 6)
+    policy, (norms, seen) = POLICIES[policy_name](), rows_for(policy_name, rows)
     targets, state = run(policy, norms, seen, junk)
     expected, state_expected = run(policy, norms, seen, 1.5)
     gradient_families.same_bits(targets, expected)
@@ -160,23 +188,27 @@ def test_what_is_not_observed_reaches_nothing(policy_name: str, junk: float) -> 
 
 
 @pytest.mark.parametrize("policy_name", [p for p in POLICIES if p not in ("all_history", "global_warmup")])
-def test_segments_are_judged_alone(policy_name: str) -> None:
-    """Six together, or each by itself with its unseen steps left out: the same bits."""
-    policy = POLICIES[policy_name]()
-    norms, seen = rows(30, 6)
+@BOUNDED
+@given(rows=ROWS)
+def test_segments_are_judged_alone(policy_name: str, rows: tuple[Tensor, Tensor]) -> None:
+    """All together, or each by itself with its unseen steps left out: the same bits."""
+    policy, (norms, seen) = POLICIES[policy_name](), rows
     targets, state = run(policy, norms, seen, 0.0)
-    for k in range(6):
+    for k in range(COLUMNS):
         mask = seen[:, k]
+        if not mask.any():
+            continue
         alone, last = run(policy, norms[mask][:, [k]], torch.ones(int(mask.sum()), 1, dtype=torch.bool), 0.0)
         gradient_families.same_bits(targets[mask][:, [k]], alone)
         for together, single in zip(state, last, strict=True):
             gradient_families.same_bits(together[[k]], single)
 
 
-@pytest.mark.parametrize("policy_name", POLICIES)
-def test_observation_and_state_are_not_modified(policy_name: str) -> None:
-    policy = POLICIES[policy_name]()
-    norms, seen = rows(12, 1 if policy_name == "all_history" else 6)
+@EVERY_POLICY
+@BOUNDED
+@given(rows=ROWS)
+def test_observation_and_state_are_not_modified(policy_name: str, rows: tuple[Tensor, Tensor]) -> None:
+    policy, (norms, seen) = POLICIES[policy_name](), rows_for(policy_name, rows)
     state = policy.init(norms[0])
     for row, mask in zip(norms, seen, strict=True):
         observation = Observation(torch.where(mask, row, math.nan), mask, torch.ones_like(row))

@@ -41,10 +41,8 @@ def detect(seen: Measured) -> list[Finding]:
     if shift > _FAR or (gap and shift > _HALF):
         bad = f"; the validation loss is {val:.3g} where training is at {loss.last:.3g}" if gap else ""
         sentence = f"BatchNorm's running means are {shift:.2g} standard deviations from those of the batches{bad}."
-        advice = (
-            f"{precise}; look at `momentum` (0.1 is usual) and at a learning rate that moves the layers before it too "
-            "fast."
-        )
+        advice = "look at `momentum` (0.1 is usual) and at a learning rate that moves the layers before it too fast."
+        advice = advice[0].upper() + advice[1:] if facts.engine else f"{precise}; {advice}"
     elif facts.batch_size and facts.batch_size <= _SMALL:
         sentence = (
             f"BatchNorm normalises over {facts.batch_size} sample{'' if facts.batch_size == 1 else 's'} per batch: its "
@@ -52,7 +50,7 @@ def detect(seen: Measured) -> list[Finding]:
         )
         advice = (
             "Use `nn.GroupNorm(32, channels)` or larger batches; with several processes "
-            f"`Trainer(sync_batchnorm=True)`; {precise}."
+            f"`Trainer(sync_batchnorm=True)`{'' if facts.engine else f'; {precise}'}."
         )
     else:
         return []

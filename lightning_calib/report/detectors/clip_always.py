@@ -45,7 +45,7 @@ def _note(one: Clipper, seen: Measured) -> Finding:
     evidence |= {"max_norm": one.max_norm} if one.max_norm is not None else {}
     sentence = f"{one.name} reduced the gradient on {percent(rate)} of the steps"
     only = (
-        f"to clip outliers only, use `GradientClip({decimal(seen.high)})`, the 95th percentile of the norms of the "
+        f"to clip outliers only, use {seen.clip(seen.high)}, the 95th percentile of the norms of the "
         f"last {seen.window:,} steps."
     )
     if not seen.scale_free:

@@ -95,7 +95,7 @@ def detect(seen: Measured) -> list[Finding]:
         f"{percent(typical)} of the step is left."
     )
     advice = (
-        f"Clip no lower than {decimal(low)}, or only outliers: `GradientClip({decimal(seen.high)})`, the 95th "
+        f"Clip no lower than {decimal(low)}, or only outliers: {seen.clip(seen.high)}, the 95th "
         f"percentile of the norms of the last {seen.window:,} steps."
     )
     return [Finding("clip-below-eps", "act", sentence, advice, evidence, layers=names)]

@@ -56,7 +56,7 @@ def detect(seen: Measured) -> list[Finding]:
         f"rate is cut to {rate} on average."
     )
     advice = (
-        f"Clip outliers only: `GradientClip({decimal(seen.high)})`, the 95th percentile of the norms of the last "
+        f"Clip outliers only: {seen.clip(seen.high)}, the 95th percentile of the norms of the last "
         f"{seen.window:,} steps"
     )
     evidence = {

@@ -59,8 +59,7 @@ def detect(seen: Measured) -> list[Finding]:
     if len(healthy) >= _ENOUGH and not seen.scale_free:
         evidence["suggested_max_norm"] = float(np.percentile(healthy, 95))
         advice += (
-            ", or clip what is far above the norm of the healthy steps: "
-            f"`GradientClip({decimal(evidence['suggested_max_norm'])})`"
+            f", or clip what is far above the norm of the healthy steps: {seen.clip(evidence['suggested_max_norm'])}"
         )
     return [Finding("diverged", "act", sentence, advice + ".", evidence, steps=seen.steps_of(first, -1))]
 

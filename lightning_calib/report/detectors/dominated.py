@@ -90,6 +90,8 @@ def detect(seen: Measured) -> list[Finding]:
     advice = f"Give {'it a rule' if len(names) == 1 else 'them rules'} of its own: `callbacks=[{line}]` {place}."
     if len(names) > 1:
         advice = advice.replace("of its own", "of their own")
+    if seen.run.facts.engine:  # which clips the gradient as a whole
+        advice = f"Clip outliers only, so that the others keep their size: {seen.clip(seen.high)}."
     steps = (int(layers.step[hog.rows[0]]), int(layers.step[hog.rows[-1]]))
     return [Finding("dominated", "look", sentence, advice, evidence, layers=names, steps=steps)]
 

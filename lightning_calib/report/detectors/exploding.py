@@ -19,7 +19,7 @@ import numpy as np
 from lightning_calib.report.finding import Finding
 from lightning_calib.report.measured import Measured, column_medians, finite
 from lightning_calib.report.run import Floats
-from lightning_calib.report.wording import count, decimal
+from lightning_calib.report.wording import count
 
 CODES = ("exploding",)
 _DECADES = 4.0
@@ -45,11 +45,13 @@ def detect(seen: Measured) -> list[Finding]:
             f"`{layers.names[first]}` as at `{layers.names[last]}`, over "
             f"{count(int(tensors.matrix.sum()), 'matrix').replace('matrixs', 'matrices')}."
         )
+        gain = "Lower the gain of the initialisation (`nn.init.kaiming_normal_`, or orthogonal for a recurrent layer), "
         advice = (
-            "Lower the gain of the initialisation (`nn.init.kaiming_normal_`, or orthogonal for a recurrent layer), "
-            "put "
-            '`nn.LayerNorm` between the layers, or clip by layers: `GradientClip(Percentile(95), scope="layer")`.'
+            f"{gain}put `nn.LayerNorm` between the layers, or clip by layers: "
+            '`GradientClip(Percentile(95), scope="layer")`.'
         )
+        if seen.run.facts.engine:  # which clips the gradient as a whole
+            advice = f"{gain}or put `nn.LayerNorm` between the layers."
         evidence = {"growth": float(10**decades), "parameters": float(tensors.matrix.sum())}
         return [Finding("exploding", "look", sentence, advice, evidence, layers=(layers.names[first],))]
     return _chaotic(seen)
@@ -71,7 +73,7 @@ def _chaotic(seen: Measured) -> list[Finding]:
     )
     advice = (
         "Lower the gain of the initialisation (`nn.init.kaiming_normal_`), put `nn.LayerNorm` between the layers, or "
-        f"clip to the usual norm: `GradientClip({decimal(seen.high)})`."
+        f"clip to the usual norm: {seen.clip(seen.high)}."
     )
     evidence = {"sensitivity": value, "suggested_max_norm": seen.high, "window": float(seen.window)}
     return [Finding("exploding", "look", sentence, advice, evidence, layers=(name,))]

@@ -96,7 +96,9 @@ def detect(seen: Measured) -> list[Finding]:
         '`Trainer(callbacks=[NonFiniteGuard("skip", save_batch_to="bad_batches")])`. '
         "Then look for a division, a logarithm or a square root at zero, and for bad data."
     )
-    if skipped:
+    if seen.run.facts.engine:
+        advice = "Look for a division, a logarithm or a square root at zero, and for bad data."
+    elif skipped:
         advice = (
             "Look at the batch: NonFiniteGuard's `save_batch_to` keeps it. Look for a division, a logarithm or a "
             "square root at zero, and for bad data."

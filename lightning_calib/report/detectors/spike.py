@@ -23,7 +23,7 @@ from lightning_calib.report.finding import Finding
 from lightning_calib.report.loss_course import deviation
 from lightning_calib.report.measured import Measured
 from lightning_calib.report.run import Floats
-from lightning_calib.report.wording import count, decimal, listed
+from lightning_calib.report.wording import count, listed
 from lightning_calib.report.wording import times as times_of
 
 CODES = ("spike",)
@@ -116,9 +116,10 @@ def _finding(seen: Measured, times: float, row: int, usual: float, norm: float, 
     counts = seen.run.counts
     if counts.spikes:
         sentence = f"{sentence[:-1]}; SpikeGuard dropped {count(counts.spikes, 'step')} of the run as spikes."
-    value = decimal(float(seen.high)) if np.isfinite(seen.high) else decimal(usual * 3)
+    clip = seen.clip(float(seen.high) if np.isfinite(seen.high) else usual * 3)
+    clip = clip if seen.run.facts.engine else f"`ZClip()` or {clip}"
     advice = (
-        f"One such batch is noise, and `ZClip()` or `GradientClip({value})` takes it; look at the batch, and if the "
+        f"One such batch is noise, and {clip} takes it; look at the batch, and if the "
         "loss does not come back, lower the learning rate."
     )
     if counts.spikes:
