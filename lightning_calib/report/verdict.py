@@ -25,7 +25,8 @@ def verdict(measured: Sequence[Measured], findings: Sequence[Finding]) -> str:
     few = f" ({count(steps, 'optimizer step')}: too few to say much)" if steps < _ENOUGH else ""
     loss, ratio = seen.loss, seen.update_ratio
     alone = len(measured) == 1 and bool(np.isfinite([loss.first, loss.last]).all())
-    flat = alone and loss.learned is False and loss.first - loss.last < _TENTH * abs(loss.first)
+    known = loss.learned is False or (loss.learned is None and loss.last > loss.first)  # of few rows nobody knows
+    flat = alone and known and loss.first - loss.last < _TENTH * abs(loss.first)
     numbers = []
     if alone:
         way = "fell" if loss.last < loss.first and not flat else "went"

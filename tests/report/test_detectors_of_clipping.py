@@ -234,3 +234,15 @@ def test_other_clippers_get_their_own_line():
     assert "`callbacks=[ZClip(rules=" in found.advice
     trainer = first(run._replace(clippers=(Clipper("Trainer(gradient_clip_val=1)", "fixed", rate, 1.0),)))
     assert "instead of `gradient_clip_val`" in trainer.advice
+
+
+@pytest.mark.parametrize(("kind", "max_norm"), [("adam", 0.1), ("adam", 1e-9), ("sgd", 0.01)])
+def test_where_no_recent_norm_is_finite_no_threshold_is_advised(kind, max_norm):
+    run = clipped(healthy(kind), max_norm)
+    assert all(np.isfinite(one.evidence["suggested_max_norm"]) for one in Report([run]).findings)
+    for table in (run.scalars.grad_norm_before, run.scalars.grad_norm_after, run.scalars.factor):
+        table[10:] = np.inf
+    counts = run.counts._replace(nonfinite=250, usable=50)
+    findings = Report([run._replace(counts=counts)]).findings
+    assert [one.code for one in findings] == ["nonfinite"]
+    assert not any("nan" in one.advice for one in findings)

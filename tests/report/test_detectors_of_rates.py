@@ -56,6 +56,47 @@ def test_a_rate_that_forgets_is_too_high_without_a_peak_of_the_loss():
     assert "each step changes the weights by 30 %" in first(run).sentence
 
 
+def away(rows, level):
+    """A run of few rows, or of a noise as large as itself, that left at once; a step changed its weights by 0.8."""
+    run = healthy("sgd", rows=rows, every=32)
+    run.scalars.loss[:] = level * np.random.default_rng(2).lognormal(0, 1, rows)
+    run.scalars.loss_max[:] = 3 * run.scalars.loss
+    run.scalars.update_ratio[0] = 0.8
+    run.layers.update[:] = 0.05 * run.layers.weight
+    return run
+
+
+@pytest.mark.parametrize("rows", [2, 6])
+def test_a_run_that_left_its_start_for_good_has_too_high_a_rate_though_its_noise_is_not_known(rows):
+    found = first(away(rows, 1e4))
+    assert found.code == "rate-too-high"
+    assert "the loss rose from 2.4 to " in found.sentence
+
+
+def test_a_loss_that_grows_while_the_weights_keep_is_no_rate():
+    run = away(2, 1e4)
+    run.scalars.update_ratio[:] = 0.05
+    report = Report([run])
+    assert not report.findings
+    assert report.verdict.startswith("Nothing is wrong that gradients show, but the loss has not fallen: the loss went")
+
+
+def test_a_loss_that_is_less_than_tenfold_its_start_may_be_of_few_rows():
+    run = away(2, 1e4)
+    run.scalars.loss[1] = 20.0
+    assert codes(run) == []
+
+
+def test_losses_that_a_guard_has_dropped_do_not_throw():
+    run = with_nan(flat(healthy("sgd")), row=50, skipped=True)
+    run.scalars.loss[50] = run.scalars.loss_max[50] = np.inf  # of a batch whose step was skipped
+    assert codes(run) == ["nonfinite"]
+    run.scalars.loss_max[2] = 500.0
+    assert codes(run) == ["nonfinite", "rate-too-high"]
+    assert "the loss rose from 2.4 to 500 and ends" in Report([run]).findings[1].sentence
+    assert first(with_nan(flat(healthy("sgd")), row=50)).code == "nonfinite", "no guard"
+
+
 def test_labels_that_carry_nothing_are_no_rate():
     report = Report([flat(healthy("sgd"))])
     assert report.findings == ()

@@ -34,7 +34,9 @@ def always(one: Clipper, seen: Measured) -> bool:
 
 
 def detect(seen: Measured) -> list[Finding]:
-    """A note for each fixed clip that always fires."""
+    """A note for each fixed clip that always fires; without a finite norm in the recent window nothing can be said."""
+    if not len(seen.norms):
+        return []
     return [_note(one, seen) for one in acting(seen) if one.kind == "fixed" and always(one, seen)]
 
 

@@ -64,7 +64,7 @@ def _sides(seen: Measured) -> tuple[Floats, Floats, Floats]:
 def detect(seen: Measured) -> list[Finding]:
     """A finding where eps is larger than what a clip left."""
     clippers, layers, tensors = acting(seen), seen.run.layers, seen.tensors
-    if not clippers or layers is None or tensors is None:
+    if not clippers or layers is None or tensors is None or not len(seen.norms):
         return []
     size, before, eps = _sides(seen)
     after = before * tensors.after / np.where(tensors.rms > 0, tensors.rms, np.nan)

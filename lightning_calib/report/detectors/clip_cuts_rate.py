@@ -44,7 +44,7 @@ def detect(seen: Measured) -> list[Finding]:
     """A finding where clipping lowers SGD's rate."""
     clippers, recent = [one for one in acting(seen) if one.clip_rate != 0], recent_factor(seen)
     left = seen.run.counts.left if seen.run.counts.left is not None else recent
-    if seen.kinds != {"sgd"} or not clippers or any(one.kind == "normalise" for one in clippers):
+    if seen.kinds != {"sgd"} or not clippers or not len(seen.norms) or any(one.kind == "normalise" for one in clippers):
         return []
     cut = _CUT if any(one.kind == "fixed" for one in clippers) else _TENFOLD
     if not (recent_clip_rate(seen) >= _OFTEN and max(left, recent if np.isfinite(recent) else left) < cut):

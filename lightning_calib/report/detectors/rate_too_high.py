@@ -12,15 +12,20 @@ best rate shows 0.08, and one at 300 times 0.003 once it is flat. Speaks where a
 - thrown: the loss of a step was more than 10 deviations above its start (heavy tails reach 5 by chance), *or* a step
   changes the matrices by more than a tenth of themselves, at which rate a random walk has forgotten them in 100 steps.
 
-The noise is that of the last half, where a run that was thrown is flat. Not to be confused with labels that carry
-nothing (the loss stays at its start), tiny batches (the noise is large, and is measured), a dead layer that is the
-result (left out for this one), or the loss of an adversary: with several optimizers the loss is no measure of progress.
+The noise is that of the last half, where a run that was thrown is flat. Of few rows it is not known, and some runs are
+thrown so far that it is larger than all that was to be learned. There a run was thrown where every loss of the last
+half is above ten times its start, and a step changed the matrices by more than a tenth of themselves. Losses that were
+not finite do not count where a guard dropped every such step: the weights have not seen them. Not to be confused with
+labels that carry nothing (the loss stays at its start), tiny batches (the noise is large, and is measured), a dead
+layer that is the result (left out for this one), or the loss of an adversary: with several optimizers the loss is no
+measure of progress.
 """
 
 import numpy as np
 
 from lightning_calib.report.finding import Finding
-from lightning_calib.report.measured import Measured
+from lightning_calib.report.measured import Measured, finite
+from lightning_calib.report.run import Floats
 from lightning_calib.report.wording import decimal, percent
 
 CODES = ("rate-too-high",)
@@ -34,14 +39,17 @@ _ROWS = 2
 def detect(seen: Measured) -> list[Finding]:
     """A finding where the steps were too large."""
     loss, moved, ratio = seen.loss, seen.moved, seen.update_ratio
+    rows, highest = _seen_by_weights(seen)
     far = loss.first + _THROWN * max(loss.noise, 1e-6 * abs(loss.first))
-    stood = int((seen.run.scalars.loss > far).sum()) >= _ROWS and loss.first - loss.last < _TENTH * abs(loss.first)
-    if not (loss.learned is False or stood) or loss.learned_once or not moved > _MOVED or seen.run.facts.optimizers > 1:
+    stood = int((rows > far).sum()) >= _ROWS and loss.first - loss.last < _TENTH * abs(loss.first)
+    away = _away(rows, seen)
+    not_learned = loss.learned is False or stood or away
+    if not not_learned or loss.learned_once or not moved > _MOVED or seen.run.facts.optimizers > 1:
         return []
-    thrown = loss.highest > far
+    thrown = highest > far or away
     if not (thrown or ratio > _FORGETS):
         return []
-    high = "inf or nan" if np.isinf(loss.highest) else f"{loss.highest:.3g}"
+    high = "inf or nan" if np.isinf(highest) else f"{highest:.3g}"
     better = "no better than" if loss.last >= loss.first else "hardly better than"
     if thrown:
         what = f"the loss rose from {loss.first:.3g} to {high} and ends at {loss.last:.3g}, {better} its start"
@@ -54,7 +62,7 @@ def detect(seen: Measured) -> list[Finding]:
     advice = "Lower it tenfold until the loss falls"
     evidence = {
         "loss_first": loss.first,
-        "loss_highest": loss.highest,
+        "loss_highest": highest,
         "loss_last": loss.last,
         "loss_noise": loss.noise,
         "moved": moved,
@@ -66,3 +74,20 @@ def detect(seen: Measured) -> list[Finding]:
         advice += f", beginning with `lr={decimal(seen.lr / 10)}`"
     sentence = f"The learning rate{rate} is too high: {what}."
     return [Finding("rate-too-high", "act", sentence, advice + ".", evidence)]
+
+
+def _seen_by_weights(seen: Measured) -> tuple[Floats, float]:
+    """The loss of each row and the largest of all, without those of steps that were dropped for not being finite."""
+    scalars, highest = seen.run.scalars, seen.loss.highest
+    if not (seen.run.counts.all_bad_skipped and np.isfinite(seen.loss.last)):
+        return scalars.loss, highest
+    known = finite(np.concatenate([scalars.loss, scalars.loss_max]))
+    return np.where(np.isfinite(scalars.loss), scalars.loss, np.nan), float(known.max(initial=seen.loss.first))
+
+
+def _away(rows: Floats, seen: Measured) -> bool:
+    """Whether every loss of the last half is far above its start, after steps that forget the weights."""
+    half, ratios = rows[len(rows) // 2 :], finite(seen.run.scalars.update_ratio)
+    half = half[~np.isnan(half)]
+    lowest = half.min() if len(half) else np.nan
+    return bool(lowest > _THROWN * abs(seen.loss.first) > 0 and ratios.max(initial=0.0) > _FORGETS)
