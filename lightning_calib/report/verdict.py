@@ -26,6 +26,9 @@ def verdict(measured: Sequence[Measured], findings: Sequence[Finding]) -> str:
     loss, ratio = seen.loss, seen.update_ratio
     alone = len(measured) == 1 and bool(np.isfinite([loss.first, loss.last]).all())
     flat = alone and loss.learned is False and loss.first - loss.last < _TENTH * abs(loss.first)
+    flat = flat or (alone and loss.learned is None and loss.last > loss.first)
+    if flat and loss.learned is None and not few:
+        few = f" ({count(len(seen.run.scalars.step), 'logged row')}: too few to say much)"
     numbers = []
     if alone:
         way = "fell" if loss.last < loss.first and not flat else "went"
