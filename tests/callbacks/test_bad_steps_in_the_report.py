@@ -172,6 +172,7 @@ def test_bad_steps_after_the_last_row_are_in_the_report_of_the_files(bad, severi
     assert found.sentence.startswith(f"{len(bad)} steps of {bad[-1] + 1} had a gradient that was inf or nan, at steps ")
     assert run.counts.skipped == len(bad) - (severity == "act")
     assert found.steps == (bad[0], bad[-1])
+    assert found.advice.startswith("Look at the batch: NonFiniteGuard's `save_batch_to` keeps it.")  # it is there
 
 
 def test_what_was_found_before_a_checkpoint_is_known_after_it(tmp_path):
