@@ -28,6 +28,9 @@ PolicyLike = Policy | float | None
 
 def as_policy(name: str, rule: object) -> Policy | None:
     """A number is a fixed threshold, None leaves alone."""
+    if isinstance(rule, (tuple, list)):
+        remedy = "For several optimizers give `rules`: the `repr` of what `clip_find` returns is such a line."
+        raise TypeError(message(name, "one number, policy or None", rule, remedy))
     return None if rule is None else policy_of(name, rule, "a number, a policy or None")
 
 

@@ -12,6 +12,7 @@ from lightning_calib.dashboard.records import Rows
 from lightning_calib.functional.exponent_counts import exponent_counts
 from lightning_calib.functional.plan import Plan
 from lightning_calib.functional.saved_state import DamagedStateError, ListOf, OrNone, check_saved, entry
+from lightning_calib.report.events import Event
 from lightning_calib.steps.gradient_view import GradientView
 from lightning_calib.steps.step_record import GuardEvent, StepRecord
 from lightning_calib.steps.weight_update import strides
@@ -85,6 +86,13 @@ class TabMemory(NamedTuple):
     def add_incident(self, incident: GuardEvent) -> "TabMemory":
         """Take in a bad step of which more is known."""
         return self._replace(incidents=(*self.incidents, incident)[-_INCIDENTS:])
+
+    def told(self) -> RecordStream:
+        """With what guards have found since the last row, when no other row will come."""
+        stream = self.stream
+        for one in self.incidents:
+            stream = stream.with_event(Event(one.step, one.kind, one.text, one.layer or None))
+        return stream
 
     def saved(self) -> dict[str, Any]:
         """For the checkpoint."""

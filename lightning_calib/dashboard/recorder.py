@@ -198,7 +198,7 @@ class Recorder:
         for run in (run for run in runs if run.tab is not None):  # training may break off before it is prepared
             tab = run.tab
             self.write(*tab.stream.unfinished())
-            records, stream = tab.stream.flushed()
+            records, stream = tab.told().flushed()
             if (table := shadows.get(run.view.index)) is not None:
                 self.write([tab.stream.rows.record(SHADOWS, table.nan_to_num(ABSENT))], last)
             self.write([*self._facts_of(run), *records], after)

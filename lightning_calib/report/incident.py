@@ -1,6 +1,7 @@
 """An incident in one line, its causes ranked by the evidence, and the error that ends a hopeless run."""
 
 from collections.abc import Sequence
+from math import isnan
 from typing import Any, NamedTuple
 
 PAGE = "docs/my-loss-is-nan.md"
@@ -193,11 +194,17 @@ def outcome(action: str, micros: int, log: Any, *, ends: bool, seen: bool) -> st
     return f"{done}, {log.row} in a row, {log.total} in all"
 
 
+def was_dropped(text: str) -> bool:
+    """Whether a sentence with what `outcome` says tells of a step that was not taken."""
+    return " is skipped, " in text or "the GradScaler skips the step" in text
+
+
 def lost_loss(where: str, loss: float, rank: int) -> str:
     """A loss that is not finite while the gradient is: nothing needs to be dropped."""
     here = f" on rank {rank}" if rank else ""
+    large = "" if isnan(loss) else "it is too large for its type, as in a training that explodes, or "
     return (
-        f"{where}: the loss is {loss:g}{here}, and the gradient is finite: what is not finite in the loss has no "
+        f"{where}: the loss is {loss:g}{here}, and the gradient is finite: {large}what is not finite in it has no "
         "gradient (a detached term, a constant, a masked value). The step is taken, because its update is finite, too. "
         "Mend that term: EarlyStopping, ReduceLROnPlateau, a learning-rate rule or SpikeGuard cannot use such a loss. "
         f"This is told once in a fit. See {PAGE}."

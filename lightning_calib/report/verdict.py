@@ -27,6 +27,8 @@ def verdict(measured: Sequence[Measured], findings: Sequence[Finding]) -> str:
     alone = len(measured) == 1 and bool(np.isfinite([loss.first, loss.last]).all())
     known = loss.learned is False or (loss.learned is None and loss.last > loss.first)  # of few rows nobody knows
     flat = alone and known and loss.first - loss.last < _TENTH * abs(loss.first)
+    if flat and loss.learned is None and not few:
+        few = f" ({count(len(seen.run.scalars.step), 'logged row')}: too few to say much)"
     numbers = []
     if alone:
         way = "fell" if loss.last < loss.first and not flat else "went"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from lightning_calib.report.bad_step import BadStep
+from lightning_calib.report.incident import was_dropped
 from lightning_calib.report.layer_rows import LayerRows
 from lightning_calib.report.run import Clipper, Counts, Facts, Floats, How, Layers, Run, Scalars
 from lightning_calib.report.shadow_rows import ShadowRows
@@ -68,6 +69,10 @@ def _counts(rows: OptimizerRows, facts: Facts) -> Counts:
     earlier = 2 * (first + 1) > 3 * gap  # the first row is at the end of the first window
     steps = last - first + gap if earlier else last + 1
     nonfinite, skipped, rewound, spikes = (_last(rows.scalars, name) for name in _COUNTS)
+    told = [one for one in rows.events if one["kind"] == "nonfinite" and one["value"] is None and one["step"] > last]
+    if told:  # by a guard, after the last row
+        steps += max(int(one["step"]) for one in told) - last
+        nonfinite, skipped = nonfinite + len(told), skipped + sum(was_dropped(one["text"]) for one in told)
     norms = rows.scalars.get("grad_norm_before", np.zeros(0))
     usable = steps - max(nonfinite, skipped) if (np.isfinite(norms) & (norms > 0)).any() else 0
     left, known = _left(rows.scalars, steps)

@@ -13,7 +13,7 @@ from helpers.made_runs import healthy
 from helpers.tiny_modules import SGD, Tiny
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_calib import NonFiniteGuard, Report, SpikeGuard, read_events
+from lightning_calib import NonFiniteGradientError, NonFiniteGuard, Report, SpikeGuard, read_events
 from lightning_calib.report.bad_step import BadStep
 from lightning_calib.report.run import Run
 from lightning_calib.tensorboard.event_runs import runs_of
@@ -156,6 +156,23 @@ def test_steps_that_are_not_finite_do_not_hide_spikes_and_rewinds(scale):
     assert found["skipped-steps"].endswith("a rewind undid 11 that had been taken.")
     alone = counts._replace(skipped=4, spikes=0, rewound=0)
     assert [one.code for one in Report([run._replace(counts=alone)]).findings] == ["nonfinite"]
+
+
+@pytest.mark.parametrize(("bad", "severity"), [((35, 36), "look"), ((33, 34, 35, 36), "act")])
+def test_bad_steps_after_the_last_row_are_in_the_report_of_the_files(bad, severity):
+    """Also where the guard has ended the run, which is when somebody looks."""
+    guard = NonFiniteGuard("skip", max_consecutive=3)
+    try:
+        logged_fit(Tiny(SGD, dict.fromkeys(bad, NAN)), 40, callbacks=[guard], log_every_n_steps=30)
+    except NonFiniteGradientError:
+        assert severity == "act"
+    (run,) = runs_of(read_events("logs"))
+    (found,) = (one for one in Report([run]).findings if one.code == "nonfinite")
+    assert found.severity == severity
+    assert found.sentence.startswith(f"{len(bad)} steps of {bad[-1] + 1} had a gradient that was inf or nan, at steps ")
+    assert run.counts.skipped == len(bad) - (severity == "act")
+    assert found.steps == (bad[0], bad[-1])
+    assert found.advice.startswith("Look at the batch: NonFiniteGuard's `save_batch_to` keeps it.")  # it is there
 
 
 def test_what_was_found_before_a_checkpoint_is_known_after_it(tmp_path):

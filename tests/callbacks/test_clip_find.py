@@ -233,6 +233,13 @@ def test_it_says_nothing_and_leaves_the_logger_alone(said):
     assert (said(), logger.level) == ([], logging.INFO)
 
 
+def test_policies_of_several_optimizers_are_refused_with_the_way_to_give_them():
+    with pytest.raises(
+        TypeError, match=r"`policy` must be one number, policy or None, got \(None, MaxNorm.*give `rules`"
+    ):
+        GradientClip((None, MaxNorm(0.5)))  # what `.policy` is then
+
+
 def test_a_bar_is_shown_where_the_trainer_has_one(capsys):
     clip_find(trainer_of(enable_progress_bar=True), Net(), loader(), num_steps=20)
     assert "Finding a clip value: 100%" in capsys.readouterr().err

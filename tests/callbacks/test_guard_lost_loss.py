@@ -66,6 +66,7 @@ def test_where_the_gradient_is_bad_too_it_is_an_incident_and_the_other_is_told_w
     (line,) = lost(said())
     assert "step 8 " in line
     assert "the loss is inf," in line
+    assert "it is too large for its type, as in a training that explodes, or what is not finite in it has no" in line
 
 
 @pytest.mark.parametrize("bad", [4, 7], ids=["first", "last"])

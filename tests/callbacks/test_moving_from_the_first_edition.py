@@ -15,8 +15,8 @@ from lightning.pytorch.callbacks import Callback
 import lightning_calib
 from lightning_calib import SpikeBackoff
 
-CHANGED = (Path(__file__).parents[2] / "CHANGELOG.md").read_text().split("\n### Changed\n")[1].split("\n### ")[0]
-PAIRS = re.findall(r"`([^`]+)` is now\s+`([^`]+)`", CHANGED)
+MOVES = (Path(__file__).parents[2] / "CHANGELOG.md").read_text().split("\n### How to move\n")[1].split("\n### ")[0]
+PAIRS = re.findall(r"`([^`]+)` is now\s+`([^`]+)`", MOVES)
 
 
 def run_network(module: Any, batch: Any) -> None:

@@ -97,6 +97,16 @@ def test_an_incident_is_told_with_the_next_row_and_once():
     assert [(one["step"], one["layer"], one["text"]) for one in told] == [(0, "0.weight", "it is not finite")]
 
 
+def test_an_incident_after_the_last_row_is_told_at_the_end():
+    notes, tab = Notes(2.0), Tab(writers())
+    fit = BareFit([notes, tab])
+    for notes.step, gradient in enumerate((1.0, math.inf, 1.0, 1.0, math.inf)):  # rows of steps 1 and 3
+        fit.batch(gradient)
+    found = finish(fit, tab)
+    assert [(one["step"], one["layer"]) for one in found.events("nonfinite")] == [(1, "0.weight"), (4, "0.weight")]
+    assert found.of("events")[-1].step == 5
+
+
 def test_a_summary_waits_for_the_next_record_and_the_same_one_comes_once():
     fit, tab = fitted()
     for _ in range(2):

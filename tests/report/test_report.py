@@ -66,6 +66,16 @@ def test_a_young_run_is_told_as_that():
     assert "(5 optimizer steps: too few to say much)" in Report([run]).verdict
 
 
+def test_few_rows_are_told_as_that_and_a_loss_that_rises_is_no_good_news():
+    run = healthy(rows=1, every=50)
+    assert Report([run]).verdict.startswith("Nothing is wrong: the loss fell from ")
+    assert "too few" not in Report([run]).verdict
+    run.scalars.loss[:] = 1e9
+    run.scalars.loss_max[:] = 1e9
+    assert Report([run]).verdict.startswith("Nothing is wrong that gradients show, but the loss has not fallen: ")
+    assert Report([run]).verdict.endswith(" (1 logged row: too few to say much).")
+
+
 @pytest.mark.parametrize("run", [healthy(), faulty(), clipped(healthy(), 0.1), healthy(rows=0)])
 def test_the_summary_is_the_verdict_and_at_most_two_more_sentences(run):
     report = Report([run])

@@ -98,7 +98,7 @@ def detect(seen: Measured) -> list[Finding]:
     )
     if seen.run.facts.engine:
         advice = "Look for a division, a logarithm or a square root at zero, and for bad data."
-    elif skipped:
+    elif skipped or (seen.run.facts.guarded and counts.skipped > counts.spikes):  # a guard drops them already
         advice = (
             "Look at the batch: NonFiniteGuard's `save_batch_to` keeps it. Look for a division, a logarithm or a "
             "square root at zero, and for bad data."
