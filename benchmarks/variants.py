@@ -13,6 +13,7 @@ from lightning_calib import (
     AdaGC,
     AutoClip,
     DistanceOverGradients,
+    EMARelative,
     GradientCentralize,
     GradientClip,
     GradientMonitor,
@@ -20,8 +21,10 @@ from lightning_calib import (
     GradientValueClip,
     InverseNorm,
     LearningRateControl,
+    MaxNorm,
     NonFiniteGuard,
     Percentile,
+    Policy,
     Polyak,
     SpikeBackoff,
     SpikeGuard,
@@ -141,6 +144,34 @@ def unlogged() -> list[Variant]:
         alone("GradientMonitor()", GradientMonitor, "quiet", tab=True),
         Variant(THREE, "quiet", three, tab=True),
     ]
+
+
+def judged(count: int, **warmup: Any) -> list[Policy]:
+    """Three policies or eight, for shadows of the whole gradient."""
+    three: list[Policy] = [MaxNorm(1.0), Percentile(95, **warmup), ZScore(**warmup)]
+    more: list[Policy] = [MaxNorm(0.3), MaxNorm(3.0), Percentile(90, **warmup), ZScore(3.0, **warmup)]
+    return [*three, *more, EMARelative(**warmup)][:count]
+
+
+def shadowed() -> list[Variant]:
+    """Shadows, beside a monitor with one dry run; and a dry run beside a clip whose norms it must not touch."""
+    short: dict[str, Any] = {"warmup_steps": 2}
+    dry = ZScore(**short)
+    return [
+        Variant("one dry run + GradientMonitor", "quiet", lambda: [GradientClip(dry, dry_run=True), GradientMonitor()]),
+        *(
+            alone(f"GradientMonitor(shadow=...), {count} at scope global", lambda n=count: _shadows(n, short), "quiet")
+            for count in (3, 8)
+        ),
+        alone("GradientMonitor(shadow=[AGC()])", lambda: GradientMonitor(shadow=[AGC(HIGH)]), "quiet"),
+        Variant(
+            "GradientClip(max_norm) + AGC(dry_run=True)", "quiet", lambda: [GradientClip(HIGH), AGC(HIGH, dry_run=True)]
+        ),
+    ]
+
+
+def _shadows(count: int, warmup: dict[str, int]) -> GradientMonitor:
+    return GradientMonitor(shadow=judged(count, **warmup))
 
 
 def logged() -> list[Variant]:

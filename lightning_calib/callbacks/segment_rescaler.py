@@ -15,6 +15,7 @@ from lightning_calib.functional.checks import check_flag, message
 from lightning_calib.functional.clip import check_norm_type
 from lightning_calib.functional.judge import Policy
 from lightning_calib.functional.max_norm import MaxNorm, policy_of
+from lightning_calib.functional.norms import Reading
 from lightning_calib.functional.plan import Plan
 from lightning_calib.functional.segments import Scope, Segments, check_scope
 from lightning_calib.policies.warmup import Warmup
@@ -150,11 +151,16 @@ class SegmentRescaler(CalibratedCallback):
         """Not where its rules leave all parameters alone."""
         return bool(own.parts)
 
+    def _reading(self, view: GradientView) -> Reading:
+        if self.dry_run:
+            return view.read_aside(self.norm_type, units=self._needs.units)
+        return view.reading(self.norm_type)
+
     def _act(self, view: GradientView, record: StepRecord) -> StepRecord:
         """Judge each part, and rescale unless this is a dry run."""
         reduced = []
         for part in self._own[view.index].parts:
-            report = part.judge(part.observe(view.reading(self.norm_type)), clip=self._clip)
+            report = part.judge(part.observe(self._reading(view)), clip=self._clip)
             reduced.append(report.clipped.any())
             if not self.dry_run:
                 view.rescale(part.segments.spread(report.coefficients))

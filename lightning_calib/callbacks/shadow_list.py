@@ -86,7 +86,8 @@ class ShadowList:
             return None
         engine = engine_of(fit.trainer)
         if engine is not None:
-            warn(f"no shadow is judged under {engine}, which keeps the gradients to itself. Use FSDP1, FSDP2 or DDP.")
+            remedy = "Leave `shadow` out, or use FSDP1, FSDP2 or DDP."
+            warn(f"GradientMonitor judges no shadow under {engine}, which keeps the gradients to itself. {remedy}")
             return None
         return ShadowKeeper(self.about, self._lay, saved=saved, losses=losses, warn=warn)
 

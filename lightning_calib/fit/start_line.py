@@ -54,6 +54,8 @@ def _rereads(facts: FitFacts, participants: Sequence[Participant]) -> list[str]:
     kinds = sorted({kind for one in participants for kind in one._needs.norm_types} - {2.0})
     found = [f"{names} reads the gradients again behind a callback that may change them"] if names else []
     found += [f"gradients are read once more for norm_type {kind:g}" for kind in kinds]
+    if not facts.units and any(one._needs.units for one in participants):
+        found.append("gradients are read once more for the norms of units, which only a dry run needs")
     return found + [one._needs.rereads for one in participants if one._needs.rereads]
 
 

@@ -97,6 +97,8 @@ class FitFacts:
         failure_ends: Whether a failure of ours must end the run: where a callback acts, because a clip that stops in
             silence is worse; and where the other processes would wait in a collective, because an engine brings
             gradients together, or a guard asks all of them whose loss was bad.
+        units: Whether the one pass reads the norms of units: where a callback that acts needs them, or where one that
+            observes does and nobody acts. Norms folded from them have other last bits than norms of tensors.
     """
 
     scaler: Any | None
@@ -108,6 +110,7 @@ class FitFacts:
     engine: Engine | None = None
     reads_tensors: bool = True
     failure_ends: bool = False
+    units: bool = False
 
     @staticmethod
     def of(trainer: "pl.Trainer", module: "pl.LightningModule", participants: Sequence[Participant]) -> "FitFacts":
@@ -117,6 +120,7 @@ class FitFacts:
         behind, foreign_last = foreign_between(trainer.callbacks, participants)  # type: ignore[attr-defined]
         unseen = foreign_last or overrides("on_before_optimizer_step", module)
         asked = trainer.world_size > 1 and (engine is not None or any(one._needs.guards for one in participants))
+        acting = [one for one in participants if one._needs.acts]
         periods = [one._needs.every_n_steps for one in participants if one._needs.every_n_steps is not None]
         return FitFacts(
             scaler=grad_scaler(trainer),
@@ -127,7 +131,8 @@ class FitFacts:
             period=min(periods, default=trainer.log_every_n_steps),  # type: ignore[attr-defined]
             engine=engine,
             reads_tensors=engine is None or (engine.finds_tensors and any(one._needs.tensors for one in participants)),
-            failure_ends=asked or any(one._needs.acts for one in participants),
+            failure_ends=asked or bool(acting),
+            units=any(one._needs.units for one in acting or participants),
         )
 
     def kept(self, norm_left: Tensor, scale: float) -> Kept | None:

@@ -93,7 +93,7 @@ class WatchedOptimizers:
             return None
         index = next(i for i, one in enumerate(self.trainer.optimizers) if one is optimizer)
         suffix = f"/{index}" if len(self.trainer.optimizers) > 1 else ""
-        units, engine = any(one._needs.units for one in self.participants), self.facts.engine
+        units, engine = self.facts.units, self.facts.engine
         optimizer = optimizer if engine is None else engine.optimizer
         known: Any = {"suffix": suffix, "units": units, "scaler": self.facts.scaler, "engine": engine}
         acts = any(one._needs.acts for one in self.participants)

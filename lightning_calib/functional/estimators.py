@@ -158,6 +158,8 @@ def quantile(ascending: Tensor, seen: Tensor, fraction: float) -> Tensor:
 def quantile_of_ring(ring: Ring, fraction: float) -> Tensor:
     """The same of what a ring holds; only the values beyond the quantile, on its shorter side, are sorted."""
     window = ring.values.shape[1]
+    if ring.seen.numel() == 1 and ring.seen.device.type == "cpu":
+        return _quantile_of_one(ring.values[:, : int(ring.seen)], fraction)
     seen = ring.seen.clamp(max=window)
     beyond = int(min(fraction, 1 - fraction) * (window - 1)) + 3  # one more than needed, for the rounding
     if 4 * beyond > window:
@@ -169,6 +171,21 @@ def quantile_of_ring(ring: Ring, fraction: float) -> Tensor:
     largest = ring.values.nan_to_num(posinf=-1.0).topk(beyond, dim=1).values  # norms are not below zero
     from_above = (seen - 1).clamp(min=0).unsqueeze(1) - ranks
     return _between(largest.gather(1, from_above.clamp(max=beyond - 1)), seen, share)
+
+
+def _quantile_of_one(values: Tensor, fraction: float) -> Tensor:
+    """The same of one series on the host, all of whose (1, n) values are there: its ranks are numbers, not tensors."""
+    last = values.shape[1] - 1
+    if last < 0:
+        return values.new_full((1,), torch.inf)
+    position = fraction * last
+    low = int(position)
+    high = min(low + 1, last)
+    if fraction < 0.5:
+        side = values.topk(high + 1, dim=1, largest=False).values
+    else:
+        side, low, high = values.topk(last - low + 1, dim=1).values, last - low, last - high
+    return torch.lerp(side[:, low], side[:, high], position - int(position))
 
 
 def quantile_of_history(history: History, fraction: float) -> Tensor:

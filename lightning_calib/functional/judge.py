@@ -181,11 +181,23 @@ def judge(
     policy: Policy, observation: Observation, state: State, names: Sequence[str] = (), *, clip: bool = True
 ) -> tuple[SegmentReport, State]:
     """Ask the policy; targets t and norms n make the coefficients t / n, where t < n only if ``clip``."""
-    norms, observed, _ = observation
     targets, state = policy(observation, state)
+    factors = coefficients(observation, targets, clip=clip)
+    return SegmentReport(observation.norms, observation.observed, targets, factors, names), state
+
+
+def coefficients(observation: Observation, targets: Tensor, *, clip: bool) -> Tensor:
+    """What the gradients are multiplied by, exactly 1 where they are left alone.
+
+    Args:
+        observation: Of K segments, or of one that has several targets.
+        targets: Shape (K,), or (S,) of S policies that see the same segment.
+        clip: See `judge`.
+    """
+    norms, observed, _ = observation
     ratios = targets / norms  # beyond the type where a norm is near the smallest number: then it is left alone, too
     act = observed & (targets < norms if clip else ratios.isfinite())
-    return SegmentReport(norms, observed, targets, torch.where(act, ratios, 1.0), names), state
+    return torch.where(act, ratios, 1.0)
 
 
 def fresh_state(policy: Method, segments: Segments) -> State:

@@ -26,7 +26,7 @@ class GradientView:
         optimizer: torch's own.
         module: Gives the parameters their names.
         suffix: Of the tags: "" with one optimizer, "/0", "/1", ... with several.
-        units: Whether the norms of units must be measured.
+        units: Whether the norms of units must be measured in the one pass.
         scaler: The GradScaler, if there is one.
         engine: What keeps the gradients to itself; None where they are in ``.grad``.
 
@@ -134,6 +134,7 @@ class GradientView:
         self.gradients = self.plan.gradients(to_write=self.acts) if self.engine is None else []
         self.scale = pending_scale(self.scaler, self.optimizer)
         self.readings: dict[float, Reading] = {}
+        self.aside: dict[tuple[float, bool], Reading] = {}  # see `read_aside`
 
     def begin_step_of_engine(self, *, read: bool) -> None:
         """An engine's step: the norms are those of its tensors, if they are read, and cannot be known else."""
@@ -151,8 +152,26 @@ class GradientView:
     def reading(self, norm_type: float = 2.0) -> Reading:
         """The norms as the gradients are now: unscaled, of a whole window."""
         if norm_type not in self.readings:
-            self.readings[norm_type] = self.measure(norm_type)
+            aside = self.aside.get((norm_type, self.units))
+            self.readings[norm_type] = self.measure(norm_type) if aside is None else aside
         return self.readings[norm_type]
+
+    def read_aside(self, norm_type: float, *, units: bool) -> Reading:
+        """The same for what only observes, which must change no bit of what those that act read later in this step.
+
+        Norms folded from those of units, and norms kept up through a rescale, have other last bits than norms read from
+        the gradients. So what nobody who acts has asked for is kept apart, and only until the next rescale.
+
+        Args:
+            norm_type: The p of the p-norm.
+            units: Whether it needs the norms of units.
+        """
+        key = (norm_type, units or self.units)
+        if key[1] == self.units and norm_type in self.readings:
+            return self.readings[norm_type]
+        if key not in self.aside:
+            self.aside[key] = self.measure(norm_type, units=key[1])
+        return self.aside[key]
 
     def norm(self) -> Tensor:
         """The 2-norm of the whole gradient as it is now, 0-d."""
@@ -186,7 +205,7 @@ class GradientView:
         finite = isfinite(self.on_host()[0])
         if finite or self.readings[2.0].scaled:
             return finite
-        self._read_scaled, self.readings = True, {}
+        self._read_scaled, self.readings, self.aside = True, {}, {}
         return isfinite(self.on_host()[0])
 
     def on_host(self, *beside: Tensor) -> list[float]:
@@ -225,6 +244,7 @@ class GradientView:
             return
         rescale_(self.plan, self.gradients, factors)
         self.readings = {kind: reading.rescaled(factors) for kind, reading in self.readings.items()}
+        self.aside = {}
 
 
 def _changes(factors: Tensor) -> bool:

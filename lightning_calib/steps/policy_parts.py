@@ -16,7 +16,7 @@ from lightning_calib.steps.saved_state import Losses, pack, unpack
 
 
 class Part:
-    """A policy, its segments, its state, and what it did last."""
+    """A policy, its segments, its state, and what it wanted last."""
 
     policy: Policy
     segments: Segments
@@ -26,7 +26,7 @@ class Part:
         self.names: Sequence[str] = segment_names(segments)
         check_policy(policy, segments)
         self.state: State = fresh_state(policy, segments)
-        self.report: SegmentReport | None = None
+        self.last: tuple[Tensor, Tensor] | None = None  # which segments were observed, and the targets
 
     def observe(self, reading: Reading) -> Observation:
         """What the policy sees of a reading."""
@@ -34,8 +34,15 @@ class Part:
 
     def judge(self, observation: Observation, *, clip: bool) -> SegmentReport:
         """Judge this step's norms; the state moves on."""
-        self.report, self.state = judge(self.policy, observation, self.state, self.names, clip=clip)
-        return self.report
+        report, self.state = judge(self.policy, observation, self.state, self.names, clip=clip)
+        self.last = report.observed, report.targets
+        return report
+
+    def ask(self, observation: Observation) -> Tensor:
+        """The targets alone, shape (K,), where nobody rescales by them; the state moves on."""
+        targets, self.state = self.policy(observation, self.state)
+        self.last = observation.observed, targets
+        return targets
 
     def saved(self) -> dict[str, Any]:
         """For the checkpoint."""
@@ -74,8 +81,8 @@ class PartsMemory:
 
     def threshold(self) -> Tensor | None:
         """The median target over the segments judged last; None if none was."""
-        reports = [part.report for part in self.parts if part.report is not None]
-        judged = [report.targets[report.observed & report.targets.isfinite()] for report in reports]
+        asked = [part.last for part in self.parts if part.last is not None]
+        judged = [targets[observed & targets.isfinite()] for observed, targets in asked]
         found = torch.cat(judged).sort().values if judged else torch.zeros(0)
         middle = found.numel() // 2
         return (found[middle] + found[-1 - middle]) / 2 if found.numel() else None

@@ -1,11 +1,12 @@
 """Policies that are judged on every step and never applied: a dry run each, without a callback."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_calib.functional.judge import Observation
+from lightning_calib.functional.judge import Observation, coefficients
 from lightning_calib.functional.norms import Reading
 from lightning_calib.functional.saved_state import check_keys
 from lightning_calib.steps.gradient_view import GradientView
@@ -75,8 +76,6 @@ class Shadow:
             have been left.
         """
         parts, reading = self.memory.parts, seen.reading(self.norm_type, units=self.units)
-        if self.whole:
-            return [parts[0].judge(seen.whole(parts[0], reading), clip=self.clip).coefficients] * 3
         reports = [part.judge(part.observe(reading), clip=self.clip) for part in parts]
         left, one = reading, reading.pieces.new_ones(1)
         for part, report in zip(parts, reports, strict=True):
@@ -85,6 +84,17 @@ class Shadow:
         observed = torch.cat([report.observed for report in reports]) if reports else one > 0
         mean = 1 + torch.where(observed, factors - 1, 0).sum() / observed.sum().clamp(min=1)
         return [mean.reshape(1), factors.amin().reshape(1), (left.norm / reading.norm).reshape(1)]
+
+
+def judge_whole(shadows: Sequence[Shadow], seen: Seen) -> list[Sequence[Tensor]]:
+    """As `Shadow.judge`, of several that see one norm of the whole gradient: what follows the targets is one call."""
+    first = shadows[0]
+    reading = seen.reading(first.norm_type, units=False)
+    parts = [part for one in shadows for part in one.memory.parts]
+    observations = [seen.whole(part, reading) for part in parts]
+    targets = torch.cat([part.ask(one) for part, one in zip(parts, observations, strict=True)])
+    factors = coefficients(observations[0], targets, clip=first.clip)
+    return [(one, one, one) for one in torch.split(factors, 1)]
 
 
 class ShadowMemory:
@@ -96,11 +106,19 @@ class ShadowMemory:
 
     def __init__(self, shadows: dict[str, Shadow]) -> None:
         self.shadows = shadows
+        self.together: dict[object, list[str]] = {}  # names of those that judge one norm alike
+        for name, one in shadows.items():
+            key = (one.clip, one.norm_type) if one.whole else name
+            self.together.setdefault(key, []).append(name)
 
     def judge(self, view: GradientView) -> Tensor:
         """Shape (S, 3): what each would have made of the gradient as it is now, see `Shadow.judge`."""
-        seen = Seen(view)
-        return torch.cat([x for one in self.shadows.values() for x in one.judge(seen)]).view(-1, 3)
+        seen, found = Seen(view), dict[str, Sequence[Tensor]]()
+        for names in self.together.values():
+            alike = [self.shadows[name] for name in names]
+            each = judge_whole(alike, seen) if alike[0].whole else [alike[0].judge(seen)]
+            found.update(zip(names, each, strict=True))
+        return torch.cat([one for name in self.shadows for one in found[name]]).view(-1, 3)
 
     def thresholds(self) -> Tensor:
         """The median target of each over the segments judged last, shape (S,), on the host's demand; nan for none."""

@@ -19,7 +19,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from benchmarks.models import Given, small
-from benchmarks.variants import Variant, plain, trainers_clip, unlogged
+from benchmarks.variants import Variant, plain, shadowed, trainers_clip, unlogged
 
 FILE = Path(__file__).parents[1] / "cost.json"
 Table = dict[str, dict[str, Counts]]  # by where and how many tensors, by variant
@@ -28,7 +28,7 @@ PLACES = ["cpu 100", "cpu 1000", "meta 100", "sharded 100"]  # meta stands for a
 
 def variants(place: str) -> list[Variant]:
     """On meta tensors nothing fires or not: one of two sides is counted."""
-    found = [trainers_clip(), *unlogged()]
+    found = [trainers_clip(), *unlogged(), *shadowed()]
     return [one for one in found if place.startswith("cpu") or one.side != "firing" or _has_no_quiet_side(one)]
 
 

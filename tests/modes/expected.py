@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
 )
 from modes import hosts, models, optimizers, parameters, ways
-from modes.laws import CASES
+from modes.laws import CASES, SHADOWED
 from modes.matrix import Mode
 from modes.models import ADAMW
 
@@ -211,6 +211,10 @@ ITSELF = (
     "finite; `Trainer(gradient_clip_val=...)`, which Lightning makes DeepSpeed's own `gradient_clipping`; for anything "
     "else FSDP2 (`ModelParallelStrategy`)."
 )
+UNJUDGED = (
+    "GradientMonitor judges no shadow under DeepSpeed ZeRO-2, which keeps the gradients to itself. Leave `shadow` out, "
+    "or use FSDP1, FSDP2 or DDP."
+)
 TORN = (
     "DeepSpeedStrategy is not supported: outside its own forward the parameters are not whole. Use FSDP2 "
     "(`ModelParallelStrategy`) or DDP."
@@ -248,7 +252,7 @@ GROUPS = {
             "DeepSpeed 0.19.8 (`DeepSpeedStrategy`, ZeRO 1, 2 and 3; by `make test-deepspeed`, 2026-11-26)",
             check=hosts.check_deepspeed,
             refuses=dict.fromkeys(ACTING, ITSELF) | {"PreciseBatchNorm": TORN},
-            silent={'NonFiniteGuard("warn")': ITSELF},
+            silent={'NonFiniteGuard("warn")': ITSELF, SHADOWED: UNJUDGED},
         ),
     ],
 }

@@ -9,16 +9,18 @@ import warnings
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
 import yaml
+from helpers.stand_in_deepspeed import DeepSpeedEngine, module_of
 from helpers.tiny_modules import fit, make_trainer, same_bits, weights
 from lightning.fabric import Fabric
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from modes.laws import CASES
+from modes.laws import CASES, SHADOWED, shadows
 from modes.matrix import run
 from modes.models import EPOCHS, Configured, Net, data, network
 from torch.utils.data import DataLoader
@@ -26,11 +28,14 @@ from two_processes import fits, flat, flat_slow, launch, others
 from zero import fits as zero_fits
 
 import lightning_calib
+from lightning_calib.fit.participant import FitStart
+from lightning_calib.steps.optimizer_facts import TrainerClip
 
 POLICY = {"class_path": "lightning_calib.Percentile", "init_args": {"percentile": 60.0, "window": 5, "warmup_steps": 1}}
 WEIGHTS = {"class_path": "lightning_calib.WeightRelative", "init_args": {"factor": 0.1}}
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "GradientMonitor": {"every_n_steps": 2, "layers": False},
+    SHADOWED: {"every_n_steps": 2, "shadow": [0.6, POLICY, {"class_path": "lightning_calib.AGC"}]},
     "GradientClip": {
         "policy": POLICY,
         "scope": "layer",
@@ -92,7 +97,8 @@ def _from_file(source: str, columns: tuple[str, ...]) -> Built:
 
 def check_cli(mode: Any, column: str) -> None:
     """Both files build what was written, and train to the same bits as callbacks that were built by hand."""
-    columns = (column,) if "skip" in column else tuple(one for one in ARGUMENTS if "skip" not in one)
+    alone = {one for one in ARGUMENTS if "skip" in one or one == SHADOWED}  # beside another of its class
+    columns = (column,) if column in alone else tuple(one for one in ARGUMENTS if one not in alone)
     first, second = from_files(columns)
     assert second.saved == first.saved
     by_hand = {one: _by_hand(one) for one in columns}
@@ -120,10 +126,11 @@ def _made(value: Any) -> Any:
         return kind(**_made(value.get("init_args", {})))
     if isinstance(value, dict):
         return {key: _made(one) for key, one in value.items()}
-    return value
+    return [_made(one) for one in value] if isinstance(value, list) else value
 
 
 CASES_OF_TWO = {
+    SHADOWED: "shadows_are_dry_runs_under_every_way",
     'NonFiniteGuard("warn")': "a_loss_of_nan_on_one_process_is_skipped_by_all",
     'NonFiniteGuard("skip")': "a_loss_of_nan_on_one_process_is_skipped_by_all",
     "LearningRateControl": "every_rule_under_every_way",
@@ -138,6 +145,7 @@ WAYS = {
     "tensor": "tensor_parallel_with_plain_parameters",
 }
 OF_FLAT = {
+    SHADOWED: "shadows_are_dry_runs_under_flat_shards",
     'NonFiniteGuard("warn")': "all_skip_a_step_that_is_bad_on_one_process_under_flat_shards",
     'NonFiniteGuard("skip")': "all_skip_a_step_that_is_bad_on_one_process_under_flat_shards",
     "LearningRateControl": "every_rule_under_flat_shards",
@@ -165,6 +173,14 @@ def check_deepspeed(mode: Any, column: str) -> Any:
     """Who acts is refused before there is an engine; what works is started by tests/zero, and only looked for here."""
     if column == "GradientMonitor":
         assert "norms_and_rates_are_those_of_the_same_model_without_deepspeed" in zero_fits.CASES
+        return None
+    if column == SHADOWED:
+        net = Net()
+        monitor = lightning_calib.GradientMonitor(shadow=shadows(), layers=False)
+        engine = DeepSpeedEngine(net)
+        trainer = SimpleNamespace(strategy=SimpleNamespace(model=engine))
+        with patch.dict(sys.modules, {"deepspeed": module_of(engine)}):
+            monitor._start(FitStart(net, [], [monitor], TrainerClip(None, 0.0), trainer))
         return None
     strategy = partial(FakeDeepSpeedStrategy, torch.device("cpu"))
     return run(replace(mode, trainer=lambda: {"strategy": strategy()}), CASES[column])

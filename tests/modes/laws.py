@@ -38,9 +38,11 @@ from lightning_calib import (
     LearningRateControl,
     MaxNorm,
     NonFiniteGuard,
+    Percentile,
     PreciseBatchNorm,
     SpikeGuard,
     ZClip,
+    ZScore,
 )
 
 Gradients = list[Array | None]
@@ -137,6 +139,27 @@ def finite(grads: Gradients) -> bool:
     return all(bool(np.isfinite(g).all()) for g in grads if g is not None)
 
 
+SHADOWED = "GradientMonitor(shadow=[...])"
+_SPIKES = ZScore(1.0, decay=0.9, warmup_steps=3)
+
+
+def shadows() -> list[Any]:
+    return [
+        MaxNorm(0.6),
+        Percentile(60.0, window=5, warmup_steps=1),
+        _SPIKES,
+        AGC(0.05),
+        GradientClip(_SPIKES, scope="layer"),
+    ]
+
+
+def dry_runs() -> list[Callback]:
+    """Of the same, in a run of their own. What acts behind them leaves all alone: so each reads what it would alone."""
+    whole = [GradientClip(one, dry_run=True, name=f"dry{i}") for i, one in enumerate(shadows()[:3])]
+    layers = GradientClip(_SPIKES, scope="layer", dry_run=True, name="dry4")
+    return [*whole, AGC(0.05, dry_run=True, name="dry3"), layers, GradientClip(None)]
+
+
 class Case(NamedTuple):
     """A column of the matrix."""
 
@@ -149,6 +172,7 @@ class Case(NamedTuple):
 
 CASES = {
     "GradientMonitor": Case(partial(GradientMonitor, 1), observes=True),
+    SHADOWED: Case(lambda: GradientMonitor(1, shadow=shadows()), observes=True),
     "GradientClip": Case(partial(GradientClip, 0.6), clip(partial(MaxNormOracle, 0.6))),
     "GradientNormalize": Case(partial(GradientNormalize, TARGET, scope="parameter"), normalize),
     "GradientValueClip": Case(partial(GradientValueClip, 0.1), clamp),

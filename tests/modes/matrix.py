@@ -12,10 +12,12 @@ import pytest
 import torch
 from helpers.tiny_modules import Rows, make_trainer, same_bits, weights
 from lightning.pytorch import Callback, LightningModule, Trainer
-from modes.laws import ALWAYS, CASES, Case, Laws, leave_alone, rate_factors, whole_norm
+from modes.laws import ALWAYS, CASES, SHADOWED, Case, Laws, dry_runs, leave_alone, rate_factors, whole_norm
 from modes.models import EPOCHS, POISON, Net, data
 from modes.watching import First, Last, Step
 from torch import Tensor, nn
+
+from lightning_calib import GradientMonitor
 
 
 def plain(trainer: Trainer, module: LightningModule) -> Trainer:
@@ -76,10 +78,12 @@ class Run:
     rows: Rows
 
 
-def run(mode: Mode, case: Case, *, ours: bool = True) -> Run:
+def run(mode: Mode, case: Case, ours: Iterable[Callback] | None = None) -> Run:
+    """With the case's callback, or with others in its place."""
     module = mode.make(poison=POISON if case.guards else ())
     first, rows = First(), Rows()
-    callbacks = [*mode.before(), first, *([case.make()] if ours else []), Last(first), *mode.after()]
+    ours = [case.make()] if ours is None else ours
+    callbacks = [*mode.before(), first, *ours, Last(first), *mode.after()]
     kwargs = {"max_epochs": EPOCHS, "log_every_n_steps": 1, **({"logger": rows} if mode.rows else {}), **mode.trainer()}
     trainer = make_trainer(callbacks, kwargs.pop("max_steps", -1), **kwargs)
     with warnings.catch_warnings():
@@ -108,7 +112,9 @@ def check_works(mode: Mode, column: str) -> Run:
     if case.writes and mode.rows:
         numbers(mode, found)
     if case.observes:
-        same_bits(weights(found.module), weights(run(mode, case, ours=False).module))
+        same_bits(weights(found.module), weights(run(mode, case, ours=[]).module))
+    if column == SHADOWED:
+        are_dry_runs(mode, found, run(mode, case, dry_runs()))
     if column == "PreciseBatchNorm" and mode.exact:
         exact_statistics(mode, found)
     return found
@@ -147,6 +153,36 @@ def numbers(mode: Mode, found: Run) -> None:
         mine = [step for step in found.steps if step.index == index and step.fresh and any_before(step)]
         wanted = [whole_norm(step.before) for step in mine]
         assert found.rows.values(tag) == pytest.approx(wanted, rel=mode.tolerance, nan_ok=True)
+
+
+def are_dry_runs(mode: Mode, found: Run, dry: Run) -> None:
+    """Each shadow has learnt, counted and told what a dry run does in the same mode, to the bit."""
+    (monitor,) = (one for one in found.trainer.callbacks if isinstance(one, GradientMonitor))
+    ours = {one.name: one for one in dry.trainer.callbacks if getattr(one, "dry_run", False)}
+    fired = []
+    for index, state in monitor.state_dict()["shadows"].items():
+        for i, learnt in enumerate(state["learnt"].values()):
+            expected = ours[f"dry{i}"].state_dict()["optimizers"][index]
+            same_bits(learnt["parts"], expected["parts"])
+            same_bits(state["counts"]["fired"][i], expected["count"]["fired"])
+            # A dry run that leaves all of an optimizer's parameters alone counts nothing.
+            assert state["counts"]["steps"] == expected["count"]["steps"] or not learnt["parts"]
+            fired.append(0 < int(expected["count"]["fired"]) < expected["count"]["steps"])
+    assert len(fired) == len(found.trainer.optimizers) * len(ours)
+    assert any(fired) or not mode.acts
+    if mode.rows:
+        same_rows(found, dry, monitor)
+
+
+def same_rows(found: Run, dry: Run, monitor: GradientMonitor) -> None:
+    """The threshold and the rate of every row."""
+    several, results = len(found.trainer.optimizers) > 1, monitor.report().shadow
+    for index in range(len(found.trainer.optimizers)):
+        for i, one in enumerate(one for one in results if one.optimizer == index):
+            for told, name in ((one.course.threshold, "threshold"), (one.course.clip_rate, "fraction")):
+                logged = dry.rows.values(f"calib/would_clip_{name}.dry{i}" + (f"/{index}" if several else ""))
+                expected = np.float32(logged).tolist()  # rows are kept so
+                same_bits([x for x in told if x is not None], expected or [0.0] * told.count(0.0))
 
 
 def exact_statistics(mode: Mode, found: Run) -> None:

@@ -17,7 +17,9 @@ Made by `make compatibility` from the table in `tests/modes/expected.py`; every 
 
 - **yes**: a real `Trainer.fit`, and on every step: the gradients that the callback left, the learning rates that torch
   used and the norms that were logged are those of an independent computation in float64; what only observes leaves
-  every bit as it is.
+  every bit as it is. `shadow=[...]` stands for a fixed norm, a percentile, a z-score, `AGC()` and a z-score by layer:
+  each has learnt, counted and told, to the bit, what a dry run of it does in the same mode; on several processes, what
+  it does on one.
 - **no**: it raises `MisconfigurationException` with the reason and the way out (the notes below each table).
 - **silent**: it says the same once, logs nothing that could be wrong, and training goes on.
 - **-**: there is nothing for it to do.

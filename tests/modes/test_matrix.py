@@ -40,4 +40,4 @@ def test_falls_silent(mode: Mode, column: str, said) -> None:
     with different("it trains"):
         same_bits(weights(found.module), weights(mode.make()))
     assert not [tag for tag in found.rows.tags if "norm" in tag or "clip" in tag or "update" in tag]
-    same_bits(weights(found.module), weights(run(mode, CASES[column], ours=False).module))
+    same_bits(weights(found.module), weights(run(mode, CASES[column], ours=[]).module))

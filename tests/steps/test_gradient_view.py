@@ -69,6 +69,39 @@ def test_a_rescale_keeps_all_readings_up(scope, units):
     close(view.norm(), nn.utils.get_total_norm([tensor.grad for tensor in view.plan.tensors]))
 
 
+@pytest.mark.parametrize(("norm_type", "units"), [(2.0, True), (1.0, False), (1.0, True)])
+def test_what_is_read_aside_is_read_once_and_no_other_reading_comes_of_it(norm_type, units):
+    views = [bare_view(), bare_view()]
+    for view in views:
+        uneven(view)
+        view.begin_step()
+        view.norm()
+    aside = views[1].read_aside(norm_type, units=units)
+    assert views[1].read_aside(norm_type, units=units) is aside
+    assert aside.by_unit is units
+    half = torch.tensor([0.3])
+    for view in views:
+        view.rescale(half)
+    same_bits(*[view.reading(norm_type).pieces for view in views])
+    same_bits(*[view.reading(norm_type).norm for view in views])
+    left = views[1].read_aside(norm_type, units=units)
+    torch.testing.assert_close(left.pieces, aside.pieces * half, rtol=1e-6, atol=0)
+    assert left is not aside
+
+
+def test_one_pass_serves_who_acts_and_who_only_observes():
+    view = bare_view()
+    uneven(view)
+    view.begin_step()
+    assert view.read_aside(2.0, units=False) is view.reading()
+    assert view.read_aside(1.0, units=False) is view.reading(1.0)
+    view.rescale(torch.tensor([0.3]))
+    assert view.read_aside(1.0, units=False) is view.reading(1.0)
+    by_units = bare_view(units=True)
+    by_units.begin_step()
+    assert by_units.read_aside(2.0, units=False) is by_units.read_aside(2.0, units=True) is by_units.reading()
+
+
 def test_a_dropped_step_has_no_gradient_and_a_norm_of_zero():
     view = bare_view()
     view.norm()

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from helpers.event_files import Recorded
-from helpers.tiny_modules import scaled
+from helpers.tiny_modules import same_bits, scaled
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import distributed
@@ -19,6 +19,7 @@ from two_processes.launch import case, everywhere
 from two_processes.run import PLAIN, SGD, Make, Run, Shared, pair
 
 import lightning_calib as calib
+from lightning_calib.callbacks.public import arguments_of
 
 Watch = partial(calib.GradientMonitor, 1)
 RULES: dict[str, Callable[[], Any]] = {
@@ -92,6 +93,37 @@ def the_monitor_moves_no_bit() -> None:
             torch.testing.assert_close(watched.weights, alone.weights, rtol=0, atol=0)
         clipped = (Run(way, make) for make in (CALLBACKS["GradientClip"], CALLBACKS["shadows"]))
         torch.testing.assert_close(*(run.weights for run in clipped), rtol=0, atol=0)
+
+
+def shadows_are_dry_runs(run: Callable[..., Run], **kinds: Any) -> None:
+    """In the same number of processes, to the bit: what each has learnt and counted, and the weights."""
+    acting = lambda: [*_dry_runs(), calib.GradientClip(0.5)]  # noqa: E731
+    found, dry = (run(make, **kinds) for make in (CALLBACKS["shadows"], acting))
+    torch.testing.assert_close(found.weights, dry.weights, rtol=0, atol=0)
+    shadows = found.states[1]["shadows"]["0"]
+    for i, learnt in enumerate(shadows["learnt"].values()):
+        expected = dry.states[i]["optimizers"]["0"]
+        same_bits(learnt["parts"], expected["parts"])
+        same_bits(shadows["counts"]["fired"][i], expected["count"]["fired"])
+    assert (shadows["counts"]["fired"] > 0).any()
+    assert (shadows["counts"]["fired"] < shadows["counts"]["steps"]).any()
+
+
+def _dry_runs() -> list[Any]:
+    judges = [calib.GradientClip(one) if i < 2 else one for i, one in enumerate(SHADOWS)]
+    arguments = [{name: getattr(one, name) for name in arguments_of(type(one))} for one in judges]
+    kinds = [type(one) for one in judges]
+    return [
+        kind(**{**known, "dry_run": True, "name": f"dry{i}"})
+        for i, (kind, known) in enumerate(zip(kinds, arguments, strict=True))
+    ]
+
+
+@case
+def shadows_are_dry_runs_under_every_way() -> None:
+    for way in ("ddp", "fsdp", "tensor", "sequence"):
+        shadows_are_dry_runs(partial(Run, way))
+    shadows_are_dry_runs(partial(Run, "fsdp"), plugins=scaled(2.0**10))
 
 
 @case
@@ -211,7 +243,8 @@ def a_run_is_resumed_on_another_number_of_processes() -> None:
     for way, other, rule, optimizer in (*doors, ("tensor", "fsdp", calib.InverseNorm, SGD)):
 
         def make(rule: Any = rule) -> list[Any]:
-            return [calib.ZClip(1.0, warmup_steps=2), calib.LearningRateControl(rule()), calib.AdaGC(warmup_steps=3)]
+            clips = [calib.ZClip(1.0, warmup_steps=2), calib.AdaGC(warmup_steps=3)]
+            return [*clips, calib.LearningRateControl(rule()), calib.GradientMonitor(shadow=SHADOWS)]
 
         straight, first = Run("", make, Shared(optimizer)), Run(way, make, Shared(optimizer), steps=4)
         first.trainer.save_checkpoint(f"{way}-{other}.ckpt")

@@ -17,7 +17,7 @@ from lightning.pytorch.plugins.precision import FSDPPrecision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
-from two_processes.fits import CALLBACKS, RULES, Watch
+from two_processes.fits import CALLBACKS, RULES, SHADOWS, Watch, shadows_are_dry_runs
 from two_processes.launch import case, everywhere
 from two_processes.run import PLAIN, SGD, Make, Run, Shared, network
 
@@ -102,6 +102,11 @@ def the_monitor_moves_no_bit_under_flat_shards() -> None:
         watched, alone = (flat(make, Shared(optimizer), options={"precision_plugin": None})
                           for make in (CALLBACKS["GradientMonitor"], list))  # fmt: skip
         torch.testing.assert_close(watched.weights, alone.weights, rtol=0, atol=0)
+
+
+@case
+def shadows_are_dry_runs_under_flat_shards() -> None:
+    shadows_are_dry_runs(flat)
 
 
 @case
@@ -235,7 +240,7 @@ class Saves(Callback):
 def a_run_under_flat_shards_is_resumed_exactly_and_on_another_number_of_processes() -> None:
     def make(rule: str = "SpikeBackoff") -> list[Any]:
         clips = [calib.ZClip(1.0, warmup_steps=2), calib.AdaGC(warmup_steps=3), calib.AGC(0.1)]
-        return [calib.NonFiniteGuard("skip"), *clips, calib.LearningRateControl(RULES[rule]()), Watch()]
+        return [calib.NonFiniteGuard("skip"), *clips, calib.LearningRateControl(RULES[rule]()), Watch(shadow=SHADOWS)]
 
     def one(make: Make, module: Any, steps: int = STEPS, **kinds: Any) -> Run:
         return Run("", make, module, steps, **kinds)
