@@ -11,6 +11,7 @@ import { createLoss } from "./loss.js";
 import { createNorms } from "./norms.js";
 import { pngButton } from "./png.js";
 import { createLossScale, createRates, createUpdates } from "./rates.js";
+import { createShadows } from "./shadows.js";
 import { createStack } from "./stack.js";
 import { createSummary } from "./summary.js";
 import { createToolbar } from "./toolbar.js";
@@ -26,7 +27,7 @@ export function createLayout(app) {
   const heat = createHeat(app);
   const charts = [createRates(app), createUpdates(app), createLossScale(app)];
   const left = [createLoss(app), createNorms(app), heat, createLanes(app), ...charts];
-  const right = [createDrill(app), createAlerts(app), createWorst(app), createSummary(app)];
+  const right = [createDrill(app), createShadows(app), createAlerts(app), createWorst(app), createSummary(app)];
   const stack = createStack(
     app,
     left.map((panel) => panel.node),
@@ -45,7 +46,7 @@ export function createLayout(app) {
   const panels = [verdict, ...left, ...right];
   for (const { node } of [...left, ...right]) {
     const [, name] = node.classList;
-    node.querySelector("header").append(
+    node.querySelector(".tools").append(
       pngButton(app, { name, text: "PNG", title: `Save as a PNG: ${node.querySelector("h2").textContent}`, node }),
     );
   }

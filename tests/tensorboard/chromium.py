@@ -157,7 +157,7 @@ def browser(folder: Path) -> Iterator[Page]:
 def _page_address(folder: Path) -> str:
     end = time.monotonic() + 30
     while time.monotonic() < end:
-        with suppress(OSError, URLError, ValueError, StopIteration):
+        with suppress(OSError, URLError, ValueError, IndexError, StopIteration):
             port = int((folder / "DevToolsActivePort").read_text().split()[0])
             with urlopen(f"http://127.0.0.1:{port}/json/list", timeout=5) as answer:
                 return str(next(one for one in json.load(answer) if one["type"] == "page")["webSocketDebuggerUrl"])
