@@ -1,5 +1,6 @@
 // Across the top: what the report of the run says, the same words as in the console, and its findings as chips.
 
+import { CLIP_VALUE, briefly, clipValue } from "./clipvalue.js";
 import { h, replace } from "./dom.js";
 import { clock, plural, shorten } from "./format.js";
 import { choose } from "./kinds.js";
@@ -23,7 +24,7 @@ export function createVerdict(app) {
   const state = h("span.state");
   const sentence = h("p.sentence");
   const more = h("p.more");
-  const chips = h("div.chips", { role: "group", "aria-label": "Findings" });
+  const chips = h("div.chips", { role: "group", "aria-label": "Findings, and which clip value" });
   const details = h("div.finding", { id: "calib-finding", hidden: true });
   const node = h(
     "section.verdict",
@@ -51,8 +52,24 @@ export function createVerdict(app) {
       h("span.where", { text: where(one) }),
     );
 
-  function explain(one) {
-    details.hidden = !one;
+  const answer = (one, open) =>
+    h(
+      `button.answer${open ? ".open" : ""}`,
+      {
+        type: "button",
+        title: one.said,
+        "aria-expanded": String(open),
+        "aria-controls": details.id,
+        "data-finding": CLIP_VALUE,
+        on: { click: () => app.state.set({ finding: open ? "" : CLIP_VALUE }) },
+      },
+      h("span", { text: "clip value" }),
+      h("span.where", { text: briefly(one) }),
+    );
+
+  function explain(one, value) {
+    details.hidden = !one && !value;
+    if (value) replace(details, h("p", {}, h("b", { text: "Which clip value: " }), value.said));
     if (!one) return;
     const layer = (path) =>
       h("button.link", {
@@ -85,7 +102,9 @@ export function createVerdict(app) {
       const { about } = app.model;
       const { report } = app;
       const open = chosenFinding(app);
-      const now = [report, about.run, open, app.model.events];
+      const value = clipValue(app);
+      const asked = value && !open && app.state.values.finding === CLIP_VALUE;
+      const now = [report, about.run, open, value, asked, app.model.events];
       if (drawn?.every((one, i) => one === now[i])) return;
       drawn = now;
       const run = app.runs.find((one) => one.run === about.run);
@@ -103,8 +122,9 @@ export function createVerdict(app) {
       replace(
         chips,
         (report?.findings ?? []).map((one) => chip(one, one === open)),
+        value ? answer(value, Boolean(asked)) : null,
       );
-      explain(open);
+      explain(open, asked ? value : null);
     },
   };
 }

@@ -63,7 +63,7 @@ def panel_report(name: str, report: Told, problems: Sequence[str] = ()) -> dict[
         "verdict": report.verdict,
         "more": report.summary().removeprefix(report.verdict).strip(),
         "severity": "fine" if first == "note" else first,
-        "suggestion": plain(report.suggestion),
+        "suggestion": [plain(one._asdict()) | {"said": str(one)} for one in report.suggestion],
         "findings": [_finding(one) for one in report.findings],
         "shadow": [_shadow(one) for mine in shadows for one in mine[:MOST_SHADOWS]],
         "optimizers": [_counted(run, seen) | {"shadows": number} for run, seen, number in counted],

@@ -176,3 +176,35 @@ def test_laying_runs_over_keeps_the_last_two(page: Page) -> None:
     found = ask(page, "runlist.js", f"(() => {{ {steps} }})()", names=["a", "b", "c", "b", "c"])
     pairs = [(one["compare"], one["third"]) for one in found]
     assert pairs == [("a", None), ("a", "b"), ("b", "c"), ("c", None), (None, None)]
+
+
+def test_of_many_steps_that_were_not_finite_the_first_has_a_sign_and_bars_tell_the_rest(page: Page) -> None:
+    code = """[few, many].map((count) => {
+        const kinds = ["nonfinite", "skip", "spike"];
+        const events = kinds.flatMap((kind) => Array.from({length: count}, (_, i) => ({kind, step: 9 + i})));
+        const globals = {steps: [9, 49], nonfinite_total: [1, 30], skipped_total: [0, skipped]};
+        const model = {events, globals, about: {optimizer: 0}};
+        const {signs, bars} = m.happened({model, report: null, state: {values: {finding: ""}}}, {});
+        return [signs.map((one) => [one.key, one.step]), bars.length];
+    })"""
+    (few, bars), (many, same) = ask(page, "happened.js", code, few=12, many=13, skipped=20)
+    assert bars == same == 3
+    assert len(few) == 3 * 12
+    _, (uncounted, bars) = ask(page, "happened.js", code, few=12, many=13, skipped=0)
+    assert (len(uncounted), bars) == (1 + 2 * 13, 2)
+    assert many[:2] == [["nonfinite", 9], ["skip", 9]]
+    assert many[2:] == [["spike", 9 + i] for i in range(13)]
+
+
+@pytest.mark.parametrize(
+    ("answer", "value", "words"),
+    [
+        ("none", None, "none needed"),
+        ("keep", 1.0, "keep 1"),
+        ("clip", 0.47, "use 0.47"),
+        ("clip", None, "by layer or parameter"),
+        ("keep", None, "keep it"),
+    ],
+)
+def test_a_clip_value_in_a_word(page: Page, answer: str, value: float | None, words: str) -> None:
+    assert ask(page, "clipvalue.js", "m.briefly({answer, value})", answer=answer, value=value) == words
