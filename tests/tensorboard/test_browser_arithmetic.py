@@ -208,3 +208,24 @@ def test_of_many_steps_that_were_not_finite_the_first_has_a_sign_and_bars_tell_t
 )
 def test_a_clip_value_in_a_word(page: Page, answer: str, value: float | None, words: str) -> None:
     assert ask(page, "clipvalue.js", "m.briefly({answer, value})", answer=answer, value=value) == words
+
+
+def test_a_loss_goes_on_palely_where_it_was_not_finite_and_not_where_there_was_none(page: Page) -> None:
+    code = """gaps.map((gap) => [true, false].map((bridge) => {
+        const canvas = document.createElement("canvas");
+        [canvas.width, canvas.height] = [400, 100];
+        const context = canvas.getContext("2d");
+        const at = {left: 0, width: 400, from: 0, to: 4, x: (step) => step * 100};
+        const values = [2, 2, Number(gap), 2, 2];
+        const one = {steps: [0, 1, 2, 3, 4], values, colour: "#000", signed: true, marks: false, width: 4, bridge};
+        m.strip(context, at, {top: 0, height: 100}, {font: "", line: "#fff0"}, {series: [one], stepLabels: false});
+        const {data} = context.getImageData(0, 0, 400, 100);
+        const darkest = (x) => Math.max(...Array.from({length: 100}, (_, y) => data[4 * (400 * y + x) + 3]));
+        return [50, 150, 250, 350].map(darkest);
+    }))"""
+    for bridged, plain in ask(page, "strip.js", code, gaps=["Infinity", "NaN"]):
+        assert bridged[0] == bridged[3] == plain[0] == plain[3] == 255
+        assert all(0 < dark < 150 for dark in bridged[1:3])
+        assert plain[1:3] == [0, 0]
+    ((absent, _),) = ask(page, "strip.js", code, gaps=["-Infinity"])
+    assert absent[1:3] == [0, 0]

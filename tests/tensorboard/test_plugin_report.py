@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from board import LOADERS, Board, board
-from written import ABSENT, GLOBAL_NAMES, NAMES, append, norms, run, shadows, totals, whole, writer
+from written import ABSENT, GLOBAL_NAMES, NAMES, append, layers, norms, run, shadows, totals, whole, writer
 
 from lightning_calib.cli import main
 from lightning_calib.report import Finding
@@ -173,3 +173,18 @@ def test_a_shadow_without_an_opinion_has_no_threshold() -> None:
     assert told["course"] == {"step": [1, 2], "threshold": [None, 0.123457]}
     assert told["threshold"] is None
     assert _shadow(ShadowResult("ZScore()", "ZScore()", None))["course"] == {"step": [], "threshold": []}
+
+
+def test_a_finding_counts_all_of_its_layers(tmp_path: Path) -> None:
+    names = [f"blocks.{i}.weight" for i in range(MOST_LAYERS + 10)]
+    with writer(tmp_path) as out:
+        for step in range(40):
+            numbers = whole(norms(names, 3, 40), 3, 40)
+            numbers[GLOBAL_NAMES.index("nonfinite_total")] = float(step >= 30)
+            value = norms(names, 3, 40) if step != 30 else torch.full((len(names), 5), torch.nan)
+            out.write([layers(names, value), totals(numbers)], step)
+    report = Reports().of(RunFolders(_Flags(str(tmp_path))).files("."))
+    (found,) = (one for one in report["findings"] if one["code"] == "nonfinite")
+    assert f"in {len(names)} of {len(names)} tensors" in found["sentence"]
+    assert (found["layer_count"], len(found["layers"])) == (len(names), MOST_LAYERS)
+    assert found["layers"][0] == names[-1]
