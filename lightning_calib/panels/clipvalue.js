@@ -6,7 +6,7 @@ export const CLIP_VALUE = "clip-value"; // what the address calls the answer whe
 
 /** The answer for the optimizer on show; null where the run does not tell. */
 export function clipValue(app) {
-  const found = app.report?.suggestion?.find((one) => one.optimizer === app.model.about.optimizer);
+  const found = app.report?.suggestion?.find((one) => one.optimizer === app.about.optimizer);
   return found && found.answer !== "unknown" ? found : null;
 }
 

@@ -72,7 +72,8 @@ export function createLayout(app) {
   }
 
   function draw() {
-    if (!app.model || !page.isConnected || !window.innerHeight) return;
+    if (!page.isConnected || !window.innerHeight) return;
+    if (!app.model) return void verdict.draw();
     const began = performance.now();
     app.view = view();
     for (const panel of panels) panel.draw(app.view);
@@ -89,6 +90,11 @@ export function createLayout(app) {
     for (const panel of panels) panel.hover?.(app.view);
   }
 
+  /** The panels again, where there was nothing to show before. */
+  function enter() {
+    if (!main.isConnected) replace(page, toolbar.node, notice, verdict.node, main);
+  }
+
   function show(text) {
     notice.hidden = !text;
     notice.textContent = text;
@@ -103,9 +109,14 @@ export function createLayout(app) {
     },
     draw,
     hover,
+    /** The verdict alone, which needs none of the pictures. */
+    judge() {
+      enter();
+      verdict.draw();
+    },
     busy: (yes) => page.setAttribute("aria-busy", String(yes)),
     loaded(about) {
-      if (!main.isConnected) replace(page, toolbar.node, notice, verdict.node, main);
+      enter();
       const called = (run) => `“${shorten(run, 100)}”`;
       const gone =
         about.gone === null ? [] : [`There is no run ${called(about.gone)} here. This is ${called(about.run)}.`];

@@ -99,12 +99,12 @@ export function createVerdict(app) {
   return {
     node,
     draw() {
-      const { about } = app.model;
-      const { report } = app;
+      const { about, report } = app;
+      if (!about) return;
       const open = chosenFinding(app);
       const value = clipValue(app);
       const asked = value && !open && app.state.values.finding === CLIP_VALUE;
-      const now = [report, about.run, open, value, asked, app.model.events];
+      const now = [report, about.run, about.optimizer, open, value, asked, app.model?.events];
       if (drawn?.every((one, i) => one === now[i])) return;
       drawn = now;
       const run = app.runs.find((one) => one.run === about.run);
@@ -134,7 +134,7 @@ function said(app) {
   const { report } = app;
   if (!report) return { sign: null, words: "Reading the event files of this run …", small: "" };
   if (report.failed) {
-    const told = app.model.events.filter((event) => event.kind === "summary").at(-1);
+    const told = (app.model?.events ?? []).filter((event) => event.kind === "summary").at(-1);
     return { sign: null, words: told?.text ?? "No verdict on this run.", small: report.failed };
   }
   const calm = report.severity === "fine" && NOTHING.some((begin) => report.verdict.startsWith(begin));
@@ -161,9 +161,9 @@ function goToFinding(app, one) {
     if (zoom && (step < zoom[0] || step > zoom[1])) patch.zoom = null;
   }
   const known = app.runs
-    .find((run) => run.run === app.model.about.run)
+    .find((run) => run.run === app.about.run)
     ?.optimizers.some((each) => each.optimizer === one.optimizer);
-  const elsewhere = known && one.optimizer !== app.model.about.optimizer;
+  const elsewhere = known && one.optimizer !== app.about.optimizer;
   if (elsewhere) Object.assign(patch, { optimizer: one.optimizer, layer: one.layers[0] ?? "" });
   else if (one.layers.length) Object.assign(patch, choose(app, one.layers[0]));
   else if (optimizer !== null) patch.layer = "";

@@ -149,6 +149,21 @@ def test_a_finding_of_another_optimizer_leads_there(tab: Tab) -> None:
     assert tab.choice("optimizer") == 1
 
 
+def test_the_verdict_needs_none_of_the_pictures(tab: Tab) -> None:
+    tab.page.send("Network.setBlockedURLs", urls=["*layers?*", "*globals?*"])
+    try:
+        tab.page.open(f"{tab.address}#lightning_calib&p.lightning_calib.run=sick")
+        tab.until("d.querySelector('.notice')?.textContent.startsWith('Could not load the gradients.')")
+        tab.until("d.querySelector('.verdict .sentence').textContent.length > 40")
+        assert not tab.js("w.__calib.ready")
+        tab.js("d.querySelector('[data-finding^=nonfinite]').click()")
+        tab.until("!d.querySelector('.finding').hidden")
+        tab.js("d.querySelector('.answer').click()")
+        tab.until("d.querySelector('.finding').textContent.startsWith('Which clip value')")
+    finally:
+        tab.page.send("Network.setBlockedURLs", urls=[])
+
+
 def test_which_clip_value_is_answered_beside_the_findings_in_the_reports_words(tab: Tab, logs: Path) -> None:
     for run_, optimizer in (("well", 0), ("two", 1)):
         shown(tab, run=run_, optimizer=optimizer)
