@@ -48,9 +48,11 @@ class Page:
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.send(f"{domain}.enable")
 
-    def send(self, method: str, **params: Any) -> dict[str, Any]:
+    def send(self, method: str, /, session: str | None = None, **params: Any) -> dict[str, Any]:
+        """`session`: of a frame that has a process of its own."""
         self.count += 1
-        self.socket.send(json.dumps({"id": self.count, "method": method, "params": params}))
+        of_frame = {} if session is None else {"sessionId": session}
+        self.socket.send(json.dumps({"id": self.count, "method": method, "params": params, **of_frame}))
         while True:
             message = json.loads(self.socket.recv())
             if message.get("id") == self.count:
