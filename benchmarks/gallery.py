@@ -1,7 +1,8 @@
-"""Pictures of the "Gradients" tab after each example, for docs/gallery.md: `make gallery`.
+"""Pictures of the "Gradients" tab after each example, and after runs that went wrong: `make gallery`, docs/gallery.md.
 
-Runs the examples one after the other on the data that they bring along, with one thread, starts TensorBoard on their
-logs, and takes one picture of each with Chromium. What an example printed lies beside its logs as `printed.txt`.
+Runs the examples one after the other on the data that they bring along, and the runs of `gone_wrong.py`, with one
+thread, starts TensorBoard on their logs, and takes one picture of each with Chromium. What an example printed lies
+beside its logs as `printed.txt`.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gone_wrong
 from screenshots import BAR, WIDE, Tab, browser, picture, served
 
 ROOT = Path(__file__).parents[1]
@@ -27,7 +29,15 @@ class Shot(NamedTuple):
     choices: dict[str, Any] = {}
 
 
-SHOTS = {
+class Wrong(NamedTuple):
+    """Runs that went wrong, and what of them is shown."""
+
+    runs: tuple[str, ...]
+    choices: dict[str, Any]
+    dark: bool = False
+
+
+SHOTS: dict[str, Shot | Wrong] = {
     "vision": Shot("vision", (), {"stat": "peak", "step": 399}),
     "vision-nfnet": Shot("vision", ("--model", "nfnet"), {"stat": "kept", "filter": "*.weight", "step": 59}),
     "vision-gan": Shot("vision_gan", (), {"optimizer": 0}),
@@ -35,11 +45,27 @@ SHOTS = {
     "text-classification": Shot("text_classification", (), {"stat": "kept", "step": 209}),
     "speech": Shot("speech", (), {"step": 159}),
     "recommendation": Shot("recommendation", (), {"optimizer": 0, "stat": "kept", "step": 9}),
+    "rnn": Wrong(("rnn",), {"stat": "peak"}),
+    "blank-image": Wrong(("blank-image",), {}, dark=True),
+    "dead-layer": Wrong(("shut-branch",), {"finding": "dead-layer", "layer": "net.2.down.weight"}),
+    "three-rates": Wrong(
+        ("rates/0.3", "rates/0.00003", "rates/0.03"), {"compare": "rates/0.00003", "third": "rates/0.3"}
+    ),
 }
 
 
-def train(shot: Shot, logs: Path) -> None:
-    """One example in a process of its own; nothing if its logs are there."""
+def train(name: str, logs: Path) -> None:
+    """What a picture needs; nothing if its logs are there."""
+    shot = SHOTS[name]
+    if isinstance(shot, Shot):
+        run_example(shot, logs / name)
+    else:
+        for run in shot.runs:
+            gone_wrong.train(run, logs)
+
+
+def run_example(shot: Shot, logs: Path) -> None:
+    """One example in a process of its own."""
     printed = logs / "printed.txt"
     if printed.exists():
         return
@@ -66,8 +92,10 @@ def take(names: list[str], logs: Path, out: Path, profile: Path) -> None:
         for name in names:
             shot = SHOTS[name]
             page.size(WIDE, 600)  # low, so that what the page holds decides how high the picture is
-            tab = Tab(page, address).open(run=f"{name}/{shot.example}/version_0", **shot.choices)
-            picture(tab, out / f"example-{name}.png", height(tab), colours=128)
+            example = isinstance(shot, Shot)
+            run, dark = (f"{name}/{shot.example}/version_0", False) if example else (shot.runs[-1], shot.dark)
+            tab = Tab(page, address).open(dark, run=run, **shot.choices)
+            picture(tab, out / f"{'example' if example else 'run'}-{name}.png", height(tab), colours=128)
 
 
 def main() -> None:
@@ -81,7 +109,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         logs = arguments.logs or Path(scratch) / "logs"
         for name in names:
-            train(SHOTS[name], logs / name)
+            train(name, logs)
         take(names, logs, arguments.out, Path(scratch) / "profile")
 
 

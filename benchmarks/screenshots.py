@@ -142,7 +142,7 @@ def picture(tab: Tab, path: Path, height: int, colours: int = 256) -> None:
     tab.js("d.scrollingElement.scrollTo(0, 0)")
     tab.until("!d.querySelector('.verdict.waiting')")
     tab.settle()
-    tab.js("new Promise((done) => setTimeout(done, 400))")  # histograms and unusual layers come later
+    tab.js("new Promise((done) => setTimeout(done, 1500))")  # histograms and unusual layers come later
     raw = path.with_suffix(".raw.png")
     tab.page.picture(raw)
     image = Image.open(BytesIO(raw.read_bytes())).convert("RGB").crop((0, BAR, WIDE, height + BAR))

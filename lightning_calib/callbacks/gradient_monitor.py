@@ -71,7 +71,7 @@ class GradientMonitor(CalibratedCallback):
         ``calib/skipped_total``    steps so far that the optimizer did not take, a GradScaler's overflows among them
         ``calib/loss_scale``       the GradScaler's scale, with a GradScaler only
         ``calib/update_norm``      norm of the change of the weights in this step
-        ``calib/update_ratio``     median of ``|dw| / |w|`` over weights of more than one dimension
+        ``calib/update_ratio``     median of ``|dw| / |w|`` over weights of more than one dimension with a gradient
         ========================== ================================================================================
 
         The last two are exact for tensors of up to 2^16 elements and estimated from 2^16 elements beyond. With several

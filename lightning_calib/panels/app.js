@@ -15,7 +15,16 @@ const LOADS = ["run", "optimizer", "stat", "compare", "third"];
 
 /** `data` answers what the panels ask: the server's, unless another has it. */
 export async function start(body, data = createData()) {
-  const app = { state: createState(readLink()), data, runs: [], model: null, report: null, dark: false, timings: {} };
+  const app = {
+    state: createState(readLink()),
+    data,
+    runs: [],
+    about: null, // the run and optimizer that were asked for
+    model: null, // what of them is loaded
+    report: null,
+    dark: false,
+    timings: {},
+  };
   app.selection = createSelection(app);
   app.layout = createLayout(app);
   body.replaceChildren(app.layout.node);
@@ -72,6 +81,7 @@ async function load(app) {
   const about = chosen(app);
   const { stat, compare, third } = app.state.values;
   app.layout.busy(true);
+  app.about = about;
   loadReport(app, about.run);
   try {
     const asked = [compare, third].filter((run, i, all) => run && run !== about.run && all.indexOf(run) === i);
@@ -94,7 +104,7 @@ async function load(app) {
   }
 }
 
-/** What the report says comes when it comes: nothing waits for it. */
+/** What the report says comes when it comes: neither waits for the other, the verdict or the pictures. */
 async function loadReport(app, run) {
   const began = performance.now();
   if (app.report?.run !== run) app.report = null;
@@ -104,8 +114,9 @@ async function loadReport(app, run) {
   if (chosen(app).run !== run) return;
   app.report = { ...found, run };
   app.timings.report = performance.now() - began;
-  app.layout.draw();
+  app.layout.judge();
   app.timings.verdict ??= performance.now(); // since the page began
+  app.layout.draw();
 }
 
 /** The run whose layers are compared, or why there is none. */

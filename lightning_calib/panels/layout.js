@@ -11,6 +11,7 @@ import { createLoss } from "./loss.js";
 import { createNorms } from "./norms.js";
 import { pngButton } from "./png.js";
 import { createLossScale, createRates, createUpdates } from "./rates.js";
+import { createShadows } from "./shadows.js";
 import { createStack } from "./stack.js";
 import { createSummary } from "./summary.js";
 import { createToolbar } from "./toolbar.js";
@@ -26,7 +27,7 @@ export function createLayout(app) {
   const heat = createHeat(app);
   const charts = [createRates(app), createUpdates(app), createLossScale(app)];
   const left = [createLoss(app), createNorms(app), heat, createLanes(app), ...charts];
-  const right = [createDrill(app), createAlerts(app), createWorst(app), createSummary(app)];
+  const right = [createDrill(app), createShadows(app), createAlerts(app), createWorst(app), createSummary(app)];
   const stack = createStack(
     app,
     left.map((panel) => panel.node),
@@ -45,7 +46,7 @@ export function createLayout(app) {
   const panels = [verdict, ...left, ...right];
   for (const { node } of [...left, ...right]) {
     const [, name] = node.classList;
-    node.querySelector("header").append(
+    node.querySelector(".tools").append(
       pngButton(app, { name, text: "PNG", title: `Save as a PNG: ${node.querySelector("h2").textContent}`, node }),
     );
   }
@@ -71,7 +72,8 @@ export function createLayout(app) {
   }
 
   function draw() {
-    if (!app.model || !page.isConnected || !window.innerHeight) return;
+    if (!page.isConnected || !window.innerHeight) return;
+    if (!app.model) return void verdict.draw();
     const began = performance.now();
     app.view = view();
     for (const panel of panels) panel.draw(app.view);
@@ -88,6 +90,11 @@ export function createLayout(app) {
     for (const panel of panels) panel.hover?.(app.view);
   }
 
+  /** The panels again, where there was nothing to show before. */
+  function enter() {
+    if (!main.isConnected) replace(page, toolbar.node, notice, verdict.node, main);
+  }
+
   function show(text) {
     notice.hidden = !text;
     notice.textContent = text;
@@ -102,9 +109,14 @@ export function createLayout(app) {
     },
     draw,
     hover,
+    /** The verdict alone, which needs none of the pictures. */
+    judge() {
+      enter();
+      verdict.draw();
+    },
     busy: (yes) => page.setAttribute("aria-busy", String(yes)),
     loaded(about) {
-      if (!main.isConnected) replace(page, toolbar.node, notice, verdict.node, main);
+      enter();
       const called = (run) => `“${shorten(run, 100)}”`;
       const gone =
         about.gone === null ? [] : [`There is no run ${called(about.gone)} here. This is ${called(about.run)}.`];

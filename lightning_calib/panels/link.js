@@ -62,5 +62,10 @@ export function writeLink(values) {
     kept.push(`${PREFIX}${key}=${encodeURIComponent(key === "zoom" ? value.join("-") : value)}`);
   }
   const hash = `#${kept.join("&")}`;
-  if (hash !== location.hash) history.replaceState(history.state, "", hash);
+  if (hash === location.hash) return;
+  try {
+    history.replaceState(history.state, "", hash);
+  } catch {
+    // a frame without an address of its own, as in a notebook
+  }
 }

@@ -7,7 +7,9 @@ export const createLoss = (app) =>
   createChart(app, {
     name: "loss",
     title: "Loss",
-    how: "Mean over the steps since the last row; dotted the largest of them. Signs mark what happened at a step.",
+    how:
+      "Mean over the steps since the last row, pale across rows where it was not finite; dotted the largest of them. " +
+      "Signs mark what happened at a step.",
     stepLabels: false,
     content(theme) {
       const { globals: g } = app.model;
@@ -21,10 +23,10 @@ export const createLoss = (app) =>
       });
       return {
         lines: [
-          line("training", "loss", theme.loss, { width: 1.6, smooth: true }),
+          line("training", "loss", theme.loss, { width: 1.6, smooth: true, bridge: true }),
           line("validation", "val_loss", theme.valid, { width: 1.6, dash: [5, 3] }),
           line("peak since last row", "loss_max", theme.loss, { width: 1, dash: [1, 2] }),
-          ...overlays(app, theme, "training", "loss", { signed: true, smooth: true }),
+          ...overlays(app, theme, "training", "loss", { signed: true, smooth: true, bridge: true }),
         ],
         ...happened(app, theme),
       };

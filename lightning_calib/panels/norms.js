@@ -3,6 +3,7 @@
 import { createChart, overlays } from "./chart.js";
 import { clippedSteps } from "./counts.js";
 import { happened } from "./happened.js";
+import { createShadowSwitch, thresholds } from "./shadows.js";
 
 export function createNorms(app) {
   const chart = createChart(app, {
@@ -20,6 +21,7 @@ export function createNorms(app) {
           line("after", "grad_norm_after", theme.after, { width: 1.4, smooth: true }),
           line("peak since last row", "grad_norm_max", theme.peak, { width: 1, dash: [1, 2], zeros: false }),
           line("threshold", "clip_threshold", theme.limit, { width: 1.2, dash: [5, 4] }),
+          ...thresholds(app, theme),
           ...overlays(app, theme, "before", "grad_norm_before", { smooth: true }),
         ],
         bands: [
@@ -27,16 +29,16 @@ export function createNorms(app) {
           { steps: g.steps, low: g.grad_norm_before, high: g.grad_norm_max, colour: theme.peak, alpha: 0.3 },
         ].filter((band) => band.low && band.high),
         shades: [...shades(g, theme.before), ...signs.shades],
-        more: [
-          ...(g.norm_p10 ? [soFar(theme)] : []),
-          ...signs.more,
-        ],
+        more: [...(g.norm_p10 ? [soFar(theme)] : []), ...signs.more],
       };
     },
   });
+  const shadows = createShadowSwitch(app);
+  chart.frame.tools.append(shadows.node);
   return {
     ...chart,
     draw(view) {
+      shadows.draw();
       if (app.model.globals) chart.frame.headline.textContent = clippedSteps(app);
       chart.draw(view);
     },

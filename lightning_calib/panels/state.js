@@ -15,6 +15,7 @@ export const CHOICES = {
   finding: "", // the finding that is open
   axes: "", // names of the charts whose axis was changed from how it was drawn, with dots between them
   smooth: 0, // weight of what came before in smoothed lines, below 1; 0: not smoothed
+  shadows: "", // names of the shadows whose thresholds are drawn, with line breaks between them
   epochs: "", // "yes": the axis of steps counts epochs
 };
 

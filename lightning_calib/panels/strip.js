@@ -4,7 +4,7 @@ import { nearest, ticks } from "./axis.js";
 import { drawable, ends, isThere, marks, place } from "./scale.js";
 
 /**
- * series: [{steps, values, colour, width, dash, signed, alpha}], bands: [{steps, low, high, colour}],
+ * series: [{steps, values, colour, width, dash, signed, alpha, bridge}], bands: [{steps, low, high, colour}],
  * guides: [{value, colour, label}], shades: [{from, to, colour}], signs: [{step, shape, colour}], bars at
  * the lower edge: [{from, step, colour}].
  * `box` is {top, height}; `log` says how the axis is; `perEpoch` steps make an epoch where the axis counts those.
@@ -112,6 +112,7 @@ function line(context, at, y, one, box, log) {
     drawing = true;
   }
   context.stroke();
+  if (one.bridge) bridges(context, at, y, one, log);
   context.setLineDash([]);
   context.globalAlpha = 1;
   if (one.marks === false) return;
@@ -119,6 +120,25 @@ function line(context, at, y, one, box, log) {
     if (!isThere(values[i], signed)) continue;
     else if (!Number.isFinite(values[i])) mark(context, at.x(steps[i]), box.top, nan);
     else if (log && values[i] === 0 && zeros) mark(context, at.x(steps[i]), box.top + box.height, colour, -1);
+}
+
+/** Where values were not finite, a pale line from the last one before to the first one behind. */
+function bridges(context, at, y, { steps, values, signed, alpha = 1 }, log) {
+  context.globalAlpha = 0.35 * alpha;
+  context.beginPath();
+  let last = -1;
+  for (let i = 0; i < steps.length; i++) {
+    if (!drawable(values[i], log, signed)) {
+      if (Number.isFinite(values[i]) || !isThere(values[i], signed)) last = -1;
+      continue;
+    }
+    if (last >= 0 && last < i - 1) {
+      context.moveTo(at.x(steps[last]), y(values[last]));
+      context.lineTo(at.x(steps[i]), y(values[i]));
+    }
+    last = i;
+  }
+  context.stroke();
 }
 
 function mark(context, x, y, colour, way = 1) {

@@ -1,5 +1,6 @@
 // Across the top: what the report of the run says, the same words as in the console, and its findings as chips.
 
+import { CLIP_VALUE, briefly, clipValue } from "./clipvalue.js";
 import { h, replace } from "./dom.js";
 import { clock, plural, shorten } from "./format.js";
 import { choose } from "./kinds.js";
@@ -23,7 +24,7 @@ export function createVerdict(app) {
   const state = h("span.state");
   const sentence = h("p.sentence");
   const more = h("p.more");
-  const chips = h("div.chips", { role: "group", "aria-label": "Findings" });
+  const chips = h("div.chips", { role: "group", "aria-label": "Findings, and which clip value" });
   const details = h("div.finding", { id: "calib-finding", hidden: true });
   const node = h(
     "section.verdict",
@@ -51,8 +52,24 @@ export function createVerdict(app) {
       h("span.where", { text: where(one) }),
     );
 
-  function explain(one) {
-    details.hidden = !one;
+  const answer = (one, open) =>
+    h(
+      `button.answer${open ? ".open" : ""}`,
+      {
+        type: "button",
+        title: one.said,
+        "aria-expanded": String(open),
+        "aria-controls": details.id,
+        "data-finding": CLIP_VALUE,
+        on: { click: () => app.state.set({ finding: open ? "" : CLIP_VALUE }) },
+      },
+      h("span", { text: "clip value" }),
+      h("span.where", { text: briefly(one) }),
+    );
+
+  function explain(one, value) {
+    details.hidden = !one && !value;
+    if (value) replace(details, h("p", {}, h("b", { text: "Which clip value: " }), value.said));
     if (!one) return;
     const layer = (path) =>
       h("button.link", {
@@ -82,10 +99,12 @@ export function createVerdict(app) {
   return {
     node,
     draw() {
-      const { about } = app.model;
-      const { report } = app;
+      const { about, report } = app;
+      if (!about) return;
       const open = chosenFinding(app);
-      const now = [report, about.run, open, app.model.events];
+      const value = clipValue(app);
+      const asked = value && !open && app.state.values.finding === CLIP_VALUE;
+      const now = [report, about.run, about.optimizer, open, value, asked, app.model?.events];
       if (drawn?.every((one, i) => one === now[i])) return;
       drawn = now;
       const run = app.runs.find((one) => one.run === about.run);
@@ -103,8 +122,9 @@ export function createVerdict(app) {
       replace(
         chips,
         (report?.findings ?? []).map((one) => chip(one, one === open)),
+        value ? answer(value, Boolean(asked)) : null,
       );
-      explain(open);
+      explain(open, asked ? value : null);
     },
   };
 }
@@ -114,7 +134,7 @@ function said(app) {
   const { report } = app;
   if (!report) return { sign: null, words: "Reading the event files of this run …", small: "" };
   if (report.failed) {
-    const told = app.model.events.filter((event) => event.kind === "summary").at(-1);
+    const told = (app.model?.events ?? []).filter((event) => event.kind === "summary").at(-1);
     return { sign: null, words: told?.text ?? "No verdict on this run.", small: report.failed };
   }
   const calm = report.severity === "fine" && NOTHING.some((begin) => report.verdict.startsWith(begin));
@@ -141,9 +161,9 @@ function goToFinding(app, one) {
     if (zoom && (step < zoom[0] || step > zoom[1])) patch.zoom = null;
   }
   const known = app.runs
-    .find((run) => run.run === app.model.about.run)
+    .find((run) => run.run === app.about.run)
     ?.optimizers.some((each) => each.optimizer === one.optimizer);
-  const elsewhere = known && one.optimizer !== app.model.about.optimizer;
+  const elsewhere = known && one.optimizer !== app.about.optimizer;
   if (elsewhere) Object.assign(patch, { optimizer: one.optimizer, layer: one.layers[0] ?? "" });
   else if (one.layers.length) Object.assign(patch, choose(app, one.layers[0]));
   else if (optimizer !== null) patch.layer = "";

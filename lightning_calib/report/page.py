@@ -13,6 +13,7 @@ from lightning_calib.report.panel_numbers import Pictured, packed
 
 _MOST = 600_000  # characters that the values of all layers take, if there are ten optimizers at most
 _LEAST = 64_000  # of one optimizer
+_HIGH = 900  # pixels of the frame that a page has in another
 _STYLES = ("style", "panels", "heat", "details", "verdict")
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' data:; style-src 'unsafe-inline'; img-src data: blob:; "
@@ -77,6 +78,13 @@ def page(title: str, runs: Sequence[PageRun]) -> str:
             '<script type="module">import { open } from "panels/page.js"; await open();</script>\n</html>\n',
         ]
     )
+
+
+def framed(text: str) -> str:
+    """A page as an element of another: what either does to its styles and its address stays with it."""
+    style = f"box-sizing: border-box; width: 100%; height: {_HIGH}px; border: 1px solid #d9dde2; border-radius: 6px"
+    kept_apart = 'sandbox="allow-scripts allow-downloads"'
+    return f'<iframe srcdoc="{escape(text)}" {kept_apart} title="Gradients" loading="lazy" style="{style}"></iframe>'
 
 
 def _in_words(run: PageRun, *, alone: bool) -> str:

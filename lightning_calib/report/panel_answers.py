@@ -9,10 +9,13 @@ from lightning_calib.report.finding import Finding
 from lightning_calib.report.measured import measure_all
 from lightning_calib.report.numbers import optimizers, plain
 from lightning_calib.report.run import Run
+from lightning_calib.report.shadow import ShadowCourse, ShadowResult
 from lightning_calib.report.suggestion import Suggestion
 
 MOST_LAYERS = 50  # that a finding names here; it says how many there are
 MOST_STEP = 2**53  # the largest whole number that a browser counts to
+MOST_SHADOWS = 32  # of an optimizer that are told; it says how many there are
+MOST_ROWS = 512  # of a shadow's course
 _COUNTS = ("steps", "skipped", "nonfinite")
 
 
@@ -32,6 +35,10 @@ class Told(Protocol):
         """Which clip value, one for each optimizer."""
 
     @property
+    def shadow(self) -> tuple[ShadowResult, ...]:
+        """What policies would have done that were judged and not applied."""
+
+    @property
     def runs(self) -> Sequence[Run]:
         """The numbers, one `Run` for each optimizer; at least one."""
 
@@ -49,14 +56,17 @@ def panel_report(name: str, report: Told, problems: Sequence[str] = ()) -> dict[
     """
     first = report.findings[0].severity if report.findings else "note"
     runs = report.runs
+    shadows = [[one for one in report.shadow if one.optimizer == run.facts.position] for run in runs]
+    counted = zip(runs, map(optimizers, measure_all(runs)), map(len, shadows), strict=True)
     return {
         "run": name,
         "verdict": report.verdict,
         "more": report.summary().removeprefix(report.verdict).strip(),
         "severity": "fine" if first == "note" else first,
-        "suggestion": plain(report.suggestion),
+        "suggestion": [plain(one._asdict()) | {"said": str(one)} for one in report.suggestion],
         "findings": [_finding(one) for one in report.findings],
-        "optimizers": [_counted(run, seen) for run, seen in zip(runs, map(optimizers, measure_all(runs)), strict=True)],
+        "shadow": [_shadow(one) for mine in shadows for one in mine[:MOST_SHADOWS]],
+        "optimizers": [_counted(run, seen) | {"shadows": number} for run, seen, number in counted],
         "steps_per_epoch": runs[0].facts.steps_per_epoch,
         "problems": list(problems),
     }
@@ -66,6 +76,22 @@ def _finding(one: Finding) -> dict[str, Any]:
     told: dict[str, Any] = plain(one._asdict())
     steps = told["steps"] and [step if step <= MOST_STEP else str(step) for step in told["steps"]]
     return told | {"layers": told["layers"][:MOST_LAYERS], "layer_count": len(one.layers), "steps": steps}
+
+
+def _shadow(one: ShadowResult) -> dict[str, Any]:
+    """A shadow without its constructor's call; its course is every n-th row, the last among them."""
+    told: dict[str, Any] = plain(one._replace(course=None)._asdict())
+    course = one.course or ShadowCourse()
+    every = max(1, -(-len(course.step) // MOST_ROWS))
+    chosen = range(len(course.step))[::-every][::-1]
+    threshold = [_short(course.threshold[i]) for i in chosen if course.step[i] <= MOST_STEP]
+    steps = [course.step[i] for i in chosen if course.step[i] <= MOST_STEP]
+    return told | {"course": {"step": steps, "threshold": threshold}}
+
+
+def _short(value: float | None) -> float | None:
+    """Six digits: a float32 has hardly more."""
+    return None if value is None or not np.isfinite(value) else float(f"{value:.6g}")
 
 
 def _counted(run: Run, told: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from lightning_calib.report.diagnose import diagnose
 from lightning_calib.report.finding import Finding
 from lightning_calib.report.measured import Measured, measure_all
 from lightning_calib.report.numbers import bad_steps, clippers, layers, optimizers, plain
-from lightning_calib.report.page import PageRun, page
+from lightning_calib.report.page import PageRun, framed, page
 from lightning_calib.report.panel_numbers import pictured
 from lightning_calib.report.run import Run
 from lightning_calib.report.shadow import LIMITS, ShadowResult, sentence, shadow_results
@@ -139,15 +139,26 @@ class Report:
         file = Path(path)
         if not file.absolute().parent.is_dir():
             raise FileNotFoundError(f"`path` must be a file in a folder that exists, got {file}. Make the folder.")
-        run = PageRun(file.stem, self, [pictured(one) for one in self.runs])
-        file.write_text(page(file.stem, [run]), encoding="utf-8")
+        file.write_text(self._page(file.stem), encoding="utf-8")
 
     def _repr_html_(self) -> str:
+        """In a notebook: the panels of `to_html` as a figure in a frame of its own, and below it the words.
+
+        The frame may run its scripts and hand out files, and reaches nothing of the notebook around it. A notebook that
+        is saved holds as much as the file of `to_html` would, some 400 kB and up to 1 MB, for each report that is the
+        value of a cell; ``print(report)`` holds the words alone.
+        """
         items = "".join(
             f"<li><b>{one.severity}</b> <code>{one.code}</code>: {_escape(one.sentence + _spaced(one.advice))}</li>"
             for one in self.findings
         )
-        return f"<p><b>{_escape(self.verdict)}</b></p>" + (f"<ul>{items}</ul>" if items else "")
+        words = f"<p><b>{_escape(self.verdict)}</b></p>" + (f"<ul>{items}</ul>" if items else "")
+        if not self.runs:
+            return words
+        return f"{framed(self._page('Gradients'))}<details><summary>In words</summary>{words}</details>"
+
+    def _page(self, name: str) -> str:
+        return page(name, [PageRun(name, self, [pictured(one) for one in self.runs])])
 
     def __str__(self) -> str:
         lines = [self.verdict, *self._more]

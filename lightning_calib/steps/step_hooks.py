@@ -132,10 +132,10 @@ class StepHooks:
             self.warn(f"{self.run.view.label} has no {tags} from here on, training goes on: {trouble!r}")
 
     def _copy_weights(self) -> None:
-        plan = self.run.view.plan
+        view, plan = self.run.view, self.run.view.plan
         if self.sampled is None or self.sampled[0] is not plan:
             self.sampled = plan, SamplePlan(plan.tensors, plan.flat)
-        self.sample = WeightSample(self.sampled[1])
+        self.sample = WeightSample(self.sampled[1], view.given() if view.knows_tensors else None)
 
     def _compare_weights(self) -> None:
         sample, self.sample = self.sample, None

@@ -22,7 +22,8 @@ class WeightUpdate(NamedTuple):
 
     Attributes:
         update: The norm of the whole update, 0-d.
-        ratio: The median of |dw| / |w| over weights of more than one dimension, 0-d; None without any.
+        ratio: The median of |dw| / |w| over weights of more than one dimension that had a gradient, 0-d; None without
+            weights of more than one dimension.
         weights: The norms of the weights before the step, one for each tensor that has elements.
         updates: The same of their changes.
     """
@@ -46,6 +47,7 @@ class SamplePlan:
 
     Attributes:
         tensors: Those that have elements.
+        places: Where they stand among all tensors.
         shards: How they are spread over processes; None where none is.
         cut: One of those that ZeRO-3 has cut; None where it has cut none, for it cuts all or none.
         strides: Every how many elements one of each is copied.
@@ -61,6 +63,7 @@ class SamplePlan:
         shapes = [whole_shape(one) if part is None else part.shape for one, part in pairs]
         pairs = [pair for pair, shape in zip(pairs, shapes, strict=True) if shape.numel()]
         self.tensors, parts = [one for one, _ in pairs], [part for _, part in pairs]
+        self.places: list[int] = [i for i, shape in enumerate(shapes) if shape.numel()]
         self.shards: Shards | None = Shards.of(self.tensors, flat=parts)
         self.cut: Tensor | None = next(filter(cut_by_zero, self.tensors), None)
         self.strides: list[int] = strides(self.tensors)
@@ -107,16 +110,26 @@ class WeightSample:
     """The weights before a step: in all at most 64 MB.
 
     Of a DTensor each process takes a sample of what it holds, and `moved` brings them together.
+
+    Args:
+        plan: Which elements of the weights are copied.
+        given: Which of all tensors have a gradient in this step; None where that is not known, as if all had one.
     """
 
     @torch.no_grad()
-    def __init__(self, plan: SamplePlan) -> None:
+    def __init__(self, plan: SamplePlan, given: Sequence[bool] | None = None) -> None:
         self.plan = plan
+        self.missing: list[int] = (
+            [] if given is None else [i for i, place in enumerate(plan.places) if not given[place]]
+        )
         self.before: list[Tensor] = plan.each(_clones, plan.now())
 
     @torch.no_grad()
     def moved(self) -> WeightUpdate:
-        """What the step did: the weights' difference is taken in their own type; a weight of norm zero has no ratio."""
+        """What the step did: the weights' difference is taken in their own type.
+
+        A weight of norm zero has no ratio, nor has one without a gradient, which the step leaves alone.
+        """
         plan = self.plan
         changes = plan.each(torch._foreach_sub, plan.now(), self.before)
         moved, sizes = plan.norms(changes), plan.norms(self.before)
@@ -129,8 +142,10 @@ class WeightSample:
         total = moved.square().sum().sqrt()
         if plan.matrices is None:
             return WeightUpdate(total, None, sizes, moved)
-        ratios = torch.where(sizes > 0, moved / sizes, torch.nan)[plan.matrices]
-        return WeightUpdate(total, ratios.nanmedian(), sizes, moved)
+        ratios = torch.where(sizes > 0, moved / sizes, torch.nan)
+        if self.missing:
+            ratios[self.missing] = torch.nan
+        return WeightUpdate(total, ratios[plan.matrices].nanmedian(), sizes, moved)
 
 
 def strides(tensors: Sequence[Tensor]) -> list[int]:

@@ -102,7 +102,7 @@ SCALARS = (
     Scalar("update_norm", "norm of the change of the weights", "under Adam the only honest measure of the step's size"),
     Scalar(
         "update_ratio",
-        "median of |dw| / |w| over weights of more than one dimension",
+        "median of |dw| / |w| over weights of more than one dimension that had a gradient",
         "around 1e-3 is a rule of thumb, not a law",
         "update to weight ratio",
     ),

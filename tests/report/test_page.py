@@ -157,8 +157,24 @@ def test_an_output_in_a_folder_that_is_missing_says_so() -> None:
     Report([healthy()]).to_html("there/run.html")  # over itself
 
 
-def test_in_a_notebook_it_stays_light() -> None:
-    assert len(Report([healthy()])._repr_html_()) < 10_000
+def test_in_a_notebook_the_page_has_a_frame_of_its_own_and_words_below() -> None:
+    run = healthy("sgd", names=HOSTILE)
+    report = Report([run])
+    report.to_html("run.html")
+    elements = Elements(report._repr_html_())
+    ((frame, _),) = elements.of("iframe")
+    assert frame["sandbox"] == "allow-scripts allow-downloads"
+    assert "height: 900px" in frame["style"]
+    assert frame["srcdoc"] == Path("run.html").read_text("utf-8").replace(">run<", ">Gradients<").replace(
+        '"run":"run"', '"run":"Gradients"'
+    )
+    assert elements.of("script") == []
+    assert next(words for _, words in elements.of("b")) == report.verdict
+    assert len(report._repr_html_()) < 1_000_000
+
+
+def test_in_a_notebook_a_report_without_a_run_is_its_words() -> None:
+    assert Report([])._repr_html_() == "<p><b>No optimizer step has been seen yet.</b></p>"
 
 
 def test_a_fit_with_a_monitor_becomes_a_page() -> None:

@@ -163,6 +163,18 @@ def test_weights_are_copied_for_logged_steps_only_and_where_somebody_wants_to_kn
     assert record.norm_used is not None
 
 
+@pytest.mark.parametrize("missing", [False, True])
+def test_the_median_ratio_is_of_the_weights_that_had_a_gradient(missing):
+    hooked = Hooked()
+    first, second = hooked.run.view.module
+    if missing:
+        first.weight.grad = None
+        hooked.run.view.begin_step()
+    record = hooked.step(judged(hooked.run))
+    torch.testing.assert_close(float(record.update.ratio), 0.1)  # a step of 0.1 on weights of ones
+    assert (second.weight != 1.0).all()
+
+
 def test_the_weights_of_a_step_that_was_never_taken_are_not_compared_with_the_next_one():
     hooked = Hooked()
     hooked.hooks.prepare()  # torch never comes to this step

@@ -11,9 +11,9 @@ from torch import nn
 from lightning_calib.steps.weight_update import SamplePlan, WeightSample, strides
 
 
-def moved(before, after):
+def moved(before, after, given=None):
     tensors = tuple(nn.Parameter(one.clone()) for one in before)
-    sample = WeightSample(SamplePlan(tensors))
+    sample = WeightSample(SamplePlan(tensors), given)
     with torch.no_grad():
         for tensor, new in zip(tensors, after, strict=True):
             tensor.copy_(new)
@@ -40,6 +40,19 @@ def test_a_weight_of_norm_zero_has_no_ratio():
     found = moved([torch.zeros(2, 2), torch.ones(2, 2)], [torch.ones(2, 2), torch.full((2, 2), 1.5)])
     assert float(found.ratio) == 0.5
     assert math.isnan(moved([torch.zeros(2, 2)], [torch.ones(2, 2)]).ratio)
+
+
+def test_a_weight_without_a_gradient_has_no_ratio():
+    before = [torch.zeros(0, 2), *(torch.full((2, 2), float(i)) for i in range(1, 6))]
+    after = [one * 1.5 if i == 2 else one.clone() for i, one in enumerate(before)]
+    only, none = ([False, False, one, False, False, False] for one in (True, False))
+    found = moved(before, after, only)
+    assert float(found.ratio) == 0.5
+    assert float(moved(before, after).ratio) == 0.0
+    assert float(moved(before, after, [True] * 6).ratio) == 0.0
+    assert math.isnan(moved(before, after, none).ratio)
+    assert found.updates.tolist() == moved(before, after).updates.tolist()
+    assert moved([torch.ones(3)], [torch.zeros(3)], [False]).ratio is None
 
 
 def test_a_tensor_without_elements_has_no_place():

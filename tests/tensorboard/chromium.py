@@ -48,9 +48,11 @@ class Page:
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.send(f"{domain}.enable")
 
-    def send(self, method: str, **params: Any) -> dict[str, Any]:
+    def send(self, method: str, /, session: str | None = None, **params: Any) -> dict[str, Any]:
+        """`session`: of a frame that has a process of its own."""
         self.count += 1
-        self.socket.send(json.dumps({"id": self.count, "method": method, "params": params}))
+        of_frame = {} if session is None else {"sessionId": session}
+        self.socket.send(json.dumps({"id": self.count, "method": method, "params": params, **of_frame}))
         while True:
             message = json.loads(self.socket.recv())
             if message.get("id") == self.count:
@@ -157,7 +159,7 @@ def browser(folder: Path) -> Iterator[Page]:
 def _page_address(folder: Path) -> str:
     end = time.monotonic() + 30
     while time.monotonic() < end:
-        with suppress(OSError, URLError, ValueError, StopIteration):
+        with suppress(OSError, URLError, ValueError, IndexError, StopIteration):
             port = int((folder / "DevToolsActivePort").read_text().split()[0])
             with urlopen(f"http://127.0.0.1:{port}/json/list", timeout=5) as answer:
                 return str(next(one for one in json.load(answer) if one["type"] == "page")["webSocketDebuggerUrl"])

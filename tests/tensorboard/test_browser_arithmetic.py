@@ -176,3 +176,56 @@ def test_laying_runs_over_keeps_the_last_two(page: Page) -> None:
     found = ask(page, "runlist.js", f"(() => {{ {steps} }})()", names=["a", "b", "c", "b", "c"])
     pairs = [(one["compare"], one["third"]) for one in found]
     assert pairs == [("a", None), ("a", "b"), ("b", "c"), ("c", None), (None, None)]
+
+
+def test_of_many_steps_that_were_not_finite_the_first_has_a_sign_and_bars_tell_the_rest(page: Page) -> None:
+    code = """[few, many].map((count) => {
+        const kinds = ["nonfinite", "skip", "spike"];
+        const events = kinds.flatMap((kind) => Array.from({length: count}, (_, i) => ({kind, step: 9 + i})));
+        const globals = {steps: [9, 49], nonfinite_total: [1, 30], skipped_total: [0, skipped]};
+        const model = {events, globals, about: {optimizer: 0}};
+        const {signs, bars} = m.happened({model, report: null, state: {values: {finding: ""}}}, {});
+        return [signs.map((one) => [one.key, one.step]), bars.length];
+    })"""
+    (few, bars), (many, same) = ask(page, "happened.js", code, few=12, many=13, skipped=20)
+    assert bars == same == 3
+    assert len(few) == 3 * 12
+    _, (uncounted, bars) = ask(page, "happened.js", code, few=12, many=13, skipped=0)
+    assert (len(uncounted), bars) == (1 + 2 * 13, 2)
+    assert many[:2] == [["nonfinite", 9], ["skip", 9]]
+    assert many[2:] == [["spike", 9 + i] for i in range(13)]
+
+
+@pytest.mark.parametrize(
+    ("answer", "value", "words"),
+    [
+        ("none", None, "none needed"),
+        ("keep", 1.0, "keep 1"),
+        ("clip", 0.47, "use 0.47"),
+        ("clip", None, "by layer or parameter"),
+        ("keep", None, "keep it"),
+    ],
+)
+def test_a_clip_value_in_a_word(page: Page, answer: str, value: float | None, words: str) -> None:
+    assert ask(page, "clipvalue.js", "m.briefly({answer, value})", answer=answer, value=value) == words
+
+
+def test_a_loss_goes_on_palely_where_it_was_not_finite_and_not_where_there_was_none(page: Page) -> None:
+    code = """gaps.map((gap) => [true, false].map((bridge) => {
+        const canvas = document.createElement("canvas");
+        [canvas.width, canvas.height] = [400, 100];
+        const context = canvas.getContext("2d");
+        const at = {left: 0, width: 400, from: 0, to: 4, x: (step) => step * 100};
+        const values = [2, 2, Number(gap), 2, 2];
+        const one = {steps: [0, 1, 2, 3, 4], values, colour: "#000", signed: true, marks: false, width: 4, bridge};
+        m.strip(context, at, {top: 0, height: 100}, {font: "", line: "#fff0"}, {series: [one], stepLabels: false});
+        const {data} = context.getImageData(0, 0, 400, 100);
+        const darkest = (x) => Math.max(...Array.from({length: 100}, (_, y) => data[4 * (400 * y + x) + 3]));
+        return [50, 150, 250, 350].map(darkest);
+    }))"""
+    for bridged, plain in ask(page, "strip.js", code, gaps=["Infinity", "NaN"]):
+        assert bridged[0] == bridged[3] == plain[0] == plain[3] == 255
+        assert all(0 < dark < 150 for dark in bridged[1:3])
+        assert plain[1:3] == [0, 0]
+    ((absent, _),) = ask(page, "strip.js", code, gaps=["-Infinity"])
+    assert absent[1:3] == [0, 0]

@@ -10,7 +10,9 @@ from chromium import browser, executable
 from tab import Tab, served
 from written import GLOBAL_NAMES, NAMES, event, events, layers, norms, run, totals, whole, writer
 
+from lightning_calib import Report, read_events
 from lightning_calib.cli import main
+from lightning_calib.tensorboard.event_runs import runs_of
 
 pytestmark = [
     pytest.mark.browser,
@@ -67,6 +69,7 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     many_nans(logs / "nans")
     healthy(logs / "late", STEPS, first=1)
     healthy(logs / "elsewhere", STEPS, ("other.weight", "another.weight"))
+    healthy(logs / "brief", 10)
     healthy(logs / "well")
     return logs
 
@@ -146,13 +149,50 @@ def test_a_finding_of_another_optimizer_leads_there(tab: Tab) -> None:
     assert tab.choice("optimizer") == 1
 
 
+def test_the_verdict_needs_none_of_the_pictures(tab: Tab) -> None:
+    tab.page.send("Network.setBlockedURLs", urls=["*layers?*", "*globals?*"])
+    try:
+        tab.page.open(f"{tab.address}#lightning_calib&p.lightning_calib.run=sick")
+        tab.until("d.querySelector('.notice')?.textContent.startsWith('Could not load the gradients.')")
+        tab.until("d.querySelector('.verdict .sentence').textContent.length > 40")
+        assert not tab.js("w.__calib.ready")
+        tab.js("d.querySelector('[data-finding^=nonfinite]').click()")
+        tab.until("!d.querySelector('.finding').hidden")
+        tab.js("d.querySelector('.answer').click()")
+        tab.until("d.querySelector('.finding').textContent.startsWith('Which clip value')")
+    finally:
+        tab.page.send("Network.setBlockedURLs", urls=[])
+
+
+def test_which_clip_value_is_answered_beside_the_findings_in_the_reports_words(tab: Tab, logs: Path) -> None:
+    for run_, optimizer in (("well", 0), ("two", 1)):
+        shown(tab, run=run_, optimizer=optimizer)
+        told = Report(runs_of(read_events(logs / run_))).suggestion
+        (wanted,) = (one for one in told if one.optimizer == optimizer)
+        assert tab.text(".answer").startswith("clip value")
+        assert tab.js("d.querySelector('.finding').hidden")
+        tab.click(".answer")
+        assert tab.text(".finding") == f"Which clip value: {wanted}"
+        assert tab.js("d.querySelector('.answer').getAttribute('aria-expanded')") == "true"
+        assert "p.lightning_calib.finding=clip-value" in tab.page.run("location.hash")
+        tab.click(".answer")
+        assert tab.js("d.querySelector('.finding').hidden")
+
+
+def test_where_the_run_does_not_tell_a_clip_value_nothing_is_said(tab: Tab) -> None:
+    shown(tab, run="brief")
+    assert tab.js("d.querySelector('.answer')") is None
+    shown(tab, run="brief", finding="clip-value")
+    assert tab.js("d.querySelector('.finding').hidden")
+
+
 def test_a_verdict_of_a_run_that_goes_on_is_made_anew(tab: Tab, logs: Path) -> None:
     healthy(logs / "growing", 40)
     shown(tab, run="well")
     for _ in range(30):
         tab.page.run("document.querySelector('.reload-button').click()")
         tab.js("new Promise((done) => setTimeout(done, 400))")
-        if "7 runs" in tab.text(".runs-button"):
+        if "8 runs" in tab.text(".runs-button"):
             break
     before = (shown(tab, run="growing"), tab.text(".verdict .more"))[1]
     assert "20 logged rows" in before

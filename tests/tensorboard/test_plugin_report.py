@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from board import LOADERS, Board, board
-from written import GLOBAL_NAMES, NAMES, append, norms, run, totals, whole, writer
+from written import ABSENT, GLOBAL_NAMES, NAMES, append, layers, norms, run, shadows, totals, whole, writer
 
 from lightning_calib.cli import main
 from lightning_calib.report import Finding
-from lightning_calib.report.panel_answers import MOST_LAYERS, _finding
+from lightning_calib.report.panel_answers import MOST_LAYERS, MOST_ROWS, MOST_SHADOWS, _finding, _shadow
+from lightning_calib.report.shadow import ShadowCourse, ShadowResult
 from lightning_calib.tensorboard.event_files import RunFiles
 from lightning_calib.tensorboard.refused import Refused
 from lightning_calib.tensorboard.reports import Reports
@@ -135,3 +137,54 @@ def test_the_newest_run_is_first(tmp_path: Path) -> None:
 class _Flags:
     def __init__(self, logdir: str | None, logdir_spec: str = "") -> None:
         self.logdir, self.logdir_spec = logdir, logdir_spec
+
+
+def test_the_shadows_of_a_run_are_told_with_few_rows_and_few_names(tmp_path: Path) -> None:
+    names = [f"MaxNorm({i}.5)" for i in range(MOST_SHADOWS + 5)]
+    with writer(tmp_path / "run") as out:
+        append(out, range(5), steps=STEPS)
+        for step in range(2 * MOST_ROWS + 1):
+            row = torch.tensor([0.25, 0.9, 0.5, 1.0 + step if step != 40 else ABSENT, 0.95, ABSENT, 0.5, step + 1.0])
+            out.write([shadows(names, row.repeat(len(names), 1))], step)
+    run(tmp_path / "plain", STEPS, every_hist=0)
+    reports, folders = Reports(), RunFolders(_Flags(str(tmp_path)))
+    found = reports.of(folders.files("run"))
+    assert [one["shadows"] for one in found["optimizers"]] == [len(names)]
+    assert [one["name"] for one in found["shadow"]] == names[:MOST_SHADOWS]
+    first = found["shadow"][0]
+    known = {key: first[key] for key in ("clip_rate", "mean_factor", "kept", "agreement", "steps", "scope")}
+    assert known == {
+        "clip_rate": 0.25, "mean_factor": pytest.approx(0.9), "kept": pytest.approx(0.95), "agreement": None,
+        "steps": 2 * MOST_ROWS + 1, "scope": "layer",
+    }  # fmt: skip
+    assert first["threshold"] == 2.0 * MOST_ROWS + 1
+    course = first["course"]
+    assert len(course["step"]) == len(course["threshold"]) <= MOST_ROWS
+    assert (course["step"][-1], course["threshold"][-1]) == (2 * MOST_ROWS, 2.0 * MOST_ROWS + 1)
+    assert course["step"] == sorted(course["step"])
+    json.dumps(found, allow_nan=False)
+    plain = reports.of(folders.files("plain"))
+    assert (plain["shadow"], plain["optimizers"][0]["shadows"]) == ([], 0)
+
+
+def test_a_shadow_without_an_opinion_has_no_threshold() -> None:
+    course = ShadowCourse((1, 2, 2**60), (float("inf"), 0.123456789, 1.0), (0.0, 0.0, 0.0))
+    told = _shadow(ShadowResult("ZScore()", "ZScore()", None, threshold=float("inf"), course=course))
+    assert told["course"] == {"step": [1, 2], "threshold": [None, 0.123457]}
+    assert told["threshold"] is None
+    assert _shadow(ShadowResult("ZScore()", "ZScore()", None))["course"] == {"step": [], "threshold": []}
+
+
+def test_a_finding_counts_all_of_its_layers(tmp_path: Path) -> None:
+    names = [f"blocks.{i}.weight" for i in range(MOST_LAYERS + 10)]
+    with writer(tmp_path) as out:
+        for step in range(40):
+            numbers = whole(norms(names, 3, 40), 3, 40)
+            numbers[GLOBAL_NAMES.index("nonfinite_total")] = float(step >= 30)
+            value = norms(names, 3, 40) if step != 30 else torch.full((len(names), 5), torch.nan)
+            out.write([layers(names, value), totals(numbers)], step)
+    report = Reports().of(RunFolders(_Flags(str(tmp_path))).files("."))
+    (found,) = (one for one in report["findings"] if one["code"] == "nonfinite")
+    assert f"in {len(names)} of {len(names)} tensors" in found["sentence"]
+    assert (found["layer_count"], len(found["layers"])) == (len(names), MOST_LAYERS)
+    assert found["layers"][0] == names[-1]

@@ -22,6 +22,7 @@ from lightning_calib.tensorboard.contract import (
     GLOBAL_NAMES,
     HISTOGRAM_COLUMNS,
     LOW_EXPONENT,
+    SHADOW_COLUMNS,
     SIDES,
     STATISTICS,
 )
@@ -89,6 +90,13 @@ def histograms(paths: Sequence[str], value: Tensor, suffix: str = "", **which: A
 
 def events(found: Sequence[dict[str, Any]], suffix: str = "", **which: Any) -> Record:
     return Record(f"calib/events{suffix}", about("events", **which), json.dumps(list(found)))
+
+
+def shadows(names: Sequence[str], value: Tensor, suffix: str = "", **which: Any) -> Record:
+    """`value`: (shadows, columns), the first half of them judged by layer."""
+    scopes = ["layer" if i < len(names) // 2 else "global" for i in range(len(names))]
+    more = {"rows": list(names), "columns": list(SHADOW_COLUMNS), "policies": list(names), "scopes": scopes}
+    return Record(f"calib/shadows.{digest(names)}{suffix}", about("shadows", **which, **more), value)
 
 
 def event(step: int, kind: str, text: str, layer: str | None = None, value: float | None = None) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def detect(seen: Measured) -> list[Finding]:
     if not share > _HALF:
         return []
     typical, value, low = float(np.median(left[drowned])), float(np.median(eps[known][drowned])), alike_low(seen)
-    names = tuple(layers.names[i] for i in np.flatnonzero(known)[drowned][:8])
+    names = tuple(layers.names[i] for i in np.flatnonzero(known)[drowned])
     who = " and ".join(one.name for one in clippers)
     evidence = {
         "update_share": typical,

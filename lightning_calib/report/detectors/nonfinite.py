@@ -38,16 +38,15 @@ def last_bad_row(seen: Measured) -> int:
     return int(np.argmax(np.where(known, totals, 0.0))) if known.any() else -1
 
 
-def bad_layers(seen: Measured) -> tuple[tuple[str, ...], int]:
-    """Names of the tensors that were not finite on the first row of layers with one, the deepest first; how many."""
+def bad_layers(seen: Measured) -> tuple[str, ...]:
+    """Names of the tensors that were not finite on the first row of layers with one, the deepest first."""
     layers = seen.run.layers
     if layers is None:
-        return (), 0
+        return ()
     bad = np.isinf(layers.before)
     if not bad.any():
-        return (), 0
-    names = [layers.names[i] for i in np.flatnonzero(bad[np.argmax(bad.any(axis=1))])]
-    return tuple(reversed(names[-8:])), len(names)
+        return ()
+    return tuple(layers.names[i] for i in np.flatnonzero(bad[np.argmax(bad.any(axis=1))])[::-1])
 
 
 def told_by_guard(seen: Measured) -> tuple[BadStep, ...]:
@@ -71,7 +70,7 @@ def detect(seen: Measured) -> list[Finding]:
     if not counts.nonfinite:
         return []
     skipped = counts.all_bad_skipped
-    layers, tensors = bad_layers(seen)
+    layers = bad_layers(seen)
     row, told = first_bad_row(seen), told_by_guard(seen)
     steps = seen.steps_of(row, last_bad_row(seen)) if row is not None else None
     many = count(counts.nonfinite, "step")
@@ -84,11 +83,12 @@ def detect(seen: Measured) -> list[Finding]:
         before = int(seen.run.scalars.step[row - 1]) if row else 0
         sentence += f", the first at step {steps[0]:,}" if steps[0] - before <= 1 else ""
         sentence += f", the first between steps {before:,} and {steps[0]:,}" if steps[0] - before > 1 else ""
-    if tensors and seen.run.layers is not None:
-        sentence += f", in {tensors:,} of {count(len(seen.run.layers.names), 'tensor')}, deepest listed `{layers[0]}`"
+    if layers and seen.run.layers is not None:
+        among = count(len(seen.run.layers.names), "tensor")
+        sentence += f", in {len(layers):,} of {among}, deepest listed `{layers[0]}`"
     elif told and told[0].layer:
         sentence += f", deepest listed tensor `{told[0].layer}`"
-        layers = tuple(dict.fromkeys(one.layer for one in told if one.layer))[:8]
+        layers = tuple(dict.fromkeys(one.layer for one in told if one.layer))
     every = "it was" if counts.nonfinite == 1 else "every one was"
     sentence += f"; {every} skipped, so that the weights never saw it." if skipped else "."
     advice = (
