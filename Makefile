@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-all test-oldest test-newest test-deepspeed compatibility test-browser lint types screenshots gallery bench bench-doctors bench-tab cost bench-rates bench-spikes bench-clip-find bench-shadows clean
+.PHONY: demo test test-all test-oldest test-newest test-deepspeed compatibility test-browser lint lint-js types screenshots gallery bench bench-doctors bench-tab cost bench-rates bench-spikes bench-clip-find bench-shadows clean
 
 demo: $(STAMP)  ## train a small CNN on handwritten digits with NonFiniteGuard, ZClip and GradientMonitor
 	$(BIN)/python examples/vision.py
@@ -45,6 +45,9 @@ compatibility: $(STAMP)  ## write docs/compatibility.md from the table that the 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+lint-js:  ## the panels' JavaScript with eslint, which npx asks npm for; nothing else needs node
+	npx --yes eslint@9.39.1 lightning_calib/panels
 
 types: $(STAMP)
 	$(BIN)/mypy
