@@ -55,7 +55,7 @@ types: $(STAMP)
 screenshots: $(STAMP)  ## train, and take the pictures of docs/gradients-tab.md; needs Chromium; about 2 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/screenshots.py
 
-gallery: $(STAMP)  ## run the examples, and take the pictures of docs/gallery.md; needs Chromium; about 6 minutes
+gallery: $(STAMP)  ## run the examples and what goes wrong, and take the pictures of docs/gallery.md; needs Chromium; about 8 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gallery.py
 
 # In an environment of its own, with the packages that are measured beside. timm without what it depends on: its torchvision
