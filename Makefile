@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo docs tutorial test test-all test-oldest test-newest test-deepspeed compatibility test-browser release-check lint types screenshots gallery bench bench-doctors bench-tab cost bench-rates bench-spikes bench-clip-find bench-shadows clean
+.PHONY: demo docs tutorial test test-all test-oldest test-newest test-deepspeed compatibility test-browser release-check lint lint-js types screenshots gallery bench bench-doctors bench-tab cost bench-rates bench-spikes bench-clip-find bench-shadows clean
 
 demo: $(STAMP)  ## train a small CNN on handwritten digits with NonFiniteGuard, ZClip and GradientMonitor
 	$(BIN)/python examples/vision.py
@@ -53,6 +53,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+lint-js:  ## the panels' JavaScript with eslint, which npx asks npm for; nothing else needs node
+	npx --yes eslint@9.39.1 lightning_calib/panels
+
 types: $(STAMP)
 	$(BIN)/mypy
 
@@ -62,7 +65,7 @@ release-check:  ## build, twine check, the wheel in environments of its own, whi
 screenshots: $(STAMP)  ## train, and take the pictures of docs/gradients-tab.md; needs Chromium; about 2 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/screenshots.py
 
-gallery: $(STAMP)  ## run the examples, and take the pictures of docs/gallery.md; needs Chromium; about 6 minutes
+gallery: $(STAMP)  ## run the examples and what goes wrong, and take the pictures of docs/gallery.md; needs Chromium; about 8 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gallery.py
 
 # In an environment of its own, with the packages that are measured beside. timm without what it depends on: its torchvision

@@ -52,7 +52,10 @@ export function createAlerts(app) {
       const found = drawn.filter((event) => event.kind !== "summary").reverse();
       frame.headline.textContent =
         found.length > MOST ? `newest ${MOST} of ${found.length.toLocaleString("en")}` : plural(found.length, "alert");
-      if (!found.length) return replace(frame.body, h("p.nothing", { text: "None were logged." }));
+      if (!found.length) {
+        replace(frame.body, h("p.nothing", { text: "None were logged." }));
+        return;
+      }
       const head = h(
         "thead",
         {},
@@ -62,10 +65,7 @@ export function createAlerts(app) {
           ["step", "kind", "layer and what happened"].map((text) => h("th", { text, scope: "col" })),
         ),
       );
-      return replace(
-        frame.body,
-        h("div.scrolls", {}, h("table", {}, head, h("tbody", {}, found.slice(0, MOST).map(row)))),
-      );
+      replace(frame.body, h("div.scrolls", {}, h("table", {}, head, h("tbody", {}, found.slice(0, MOST).map(row)))));
     },
   };
 }

@@ -34,7 +34,10 @@ export async function start(body, data = createData()) {
     app.layout.draw();
   });
   app.state.listen((values, changed) => {
-    if (changed.size === 1 && changed.has("hover")) return app.layout.hover();
+    if (changed.size === 1 && changed.has("hover")) {
+      app.layout.hover();
+      return;
+    }
     writeLink(values);
     if (LOADS.some((name) => changed.has(name))) load(app);
     else app.layout.draw();

@@ -5,7 +5,7 @@ export const NAN = Math.fround(3e38);
 export const ZERO = Math.fround(-1e38);
 export const ABSENT = Math.fround(-3e38);
 
-export const isValue = (code) => code > -1e37 && code < 1e37;
+export const isValue = (one) => one > -1e37 && one < 1e37;
 
 /** Float32 measurements (-1: none) as codes. */
 export function encode(values) {

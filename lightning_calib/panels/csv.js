@@ -15,7 +15,7 @@ export function table(app) {
       cell(node.path),
       ...Array.from(codes.subarray(first, last), (code) => value(code, base)),
     ]);
-  return [head, ...body].map((line) => line.join(",")).join("\r\n") + "\r\n";
+  return [head, ...body].map((line) => `${line.join(",")}\r\n`).join("");
 }
 
 function value(code, base) {

@@ -72,7 +72,7 @@ export function createDrill(app) {
     frame.node.hidden = !app.model.frames;
     if (!shown || frame.node.hidden) return;
     const { failed } = shown;
-    facts.textContent = failed ? `Could not load this layer. ${failed}` : about();
+    facts.textContent = failed ? `Could not load this layer. ${failed}` : told();
     for (const part of [norms, moves, spread]) part.hidden = Boolean(failed);
     if (failed) return;
     const width = frame.body.clientWidth;
@@ -100,7 +100,7 @@ export function createDrill(app) {
     back.hidden = path === "";
   }
 
-  function about() {
+  function told() {
     const { frames } = app.model;
     const rows = shown.rows ?? [];
     const mine = new Set(rows);

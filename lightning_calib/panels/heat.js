@@ -126,18 +126,18 @@ export function createHeat(app) {
     });
   }
 
-  function say({ rows, steps }) {
+  function say({ rows, steps: logged }) {
     const heads = rows.filter((row) => row.open).length;
     const run = app.model.other?.frames ? ` in common with “${shorten(app.model.other.about.run, 60)}”` : "";
     const thinned = app.model.frames.before?.thinned ? ", thinned" : "";
     const all = app.model.frames.rows.length;
     const of = all > rows.length - heads ? ` for ${plural(all, "tensor")}` : "";
-    const size = `${plural(rows.length - heads, "row")}${of} × ${plural(steps.length, "logged step")}`;
+    const shape = `${plural(rows.length - heads, "row")}${of} × ${plural(logged.length, "logged step")}`;
     frame.how.textContent = shown.compared ? HOW_COMPARED : HOW;
     apart.textContent = app.model.apart;
     apart.hidden = !app.model.apart;
-    frame.headline.textContent = `${size}${thinned}${run}`;
-    nothing.hidden = rows.length > 0 && steps.length > 0;
+    frame.headline.textContent = `${shape}${thinned}${run}`;
+    nothing.hidden = rows.length > 0 && logged.length > 0;
     nothing.textContent = rows.length ? "No step was logged." : "No layer fits the filter.";
   }
 

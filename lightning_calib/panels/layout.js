@@ -66,14 +66,18 @@ export function createLayout(app) {
     const ends = [model.globals?.steps, model.frames?.steps, happened].filter((steps) => steps?.length);
     const all = ends.length ? [Math.min(...ends.map((s) => s[0])), Math.max(...ends.map((s) => s.at(-1)))] : [0, 1];
     const [from, to] = app.state.values.zoom ?? all;
-    const [at, heat] = stack.measure().map((place) => axis(...place, from, to > from ? to : from + 1));
+    const [at, wide] = stack.measure().map((place) => axis(...place, from, to > from ? to : from + 1));
     const perEpoch = (app.state.values.epochs && app.report?.steps_per_epoch) || null;
-    return { at, heat, all, perEpoch, theme: app.theme, dark: app.dark };
+    return { at, heat: wide, all, perEpoch, theme: app.theme, dark: app.dark };
   }
 
   function draw() {
     if (!page.isConnected || !window.innerHeight) return;
-    if (!app.model) return void verdict.draw();
+    if (app.model) drawAll();
+    else verdict.draw();
+  }
+
+  function drawAll() {
     const began = performance.now();
     app.view = view();
     for (const panel of panels) panel.draw(app.view);

@@ -76,7 +76,7 @@ export function anomalies(rows, from, to) {
     let [far, at, bad, zeros, seen] = [0, from, 0, 0, 0];
     for (let i = from; i < to; i++) {
       const v = row[i];
-      if (v === NAN) bad++ === 0 && (at = i);
+      if (v === NAN && bad++ === 0) at = i;
       if (v === ZERO) zeros++;
       if (v !== ABSENT) seen++;
       if (bad || !isValue(v)) continue;

@@ -145,7 +145,7 @@ class Report:
         """In a notebook: the panels of `to_html` as a figure in a frame of its own, and below it the words.
 
         The frame may run its scripts and hand out files, and reaches nothing of the notebook around it. A notebook that
-        is saved holds as much as the file of `to_html` would, some 400 kB and up to 1 MB, for each report that is the
+        is saved holds as much as the file of `to_html` would, from 250 kB to 1 MB, for each report that is the
         value of a cell; ``print(report)`` holds the words alone.
         """
         items = "".join(
