@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from helpers.properties import BOUNDED
+from helpers.properties import MORE, runs
 from helpers.tiny_modules import same_bits
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +15,7 @@ from lightning_calib.dashboard.decimation import BUDGET, LEAST, MOST, Pool, room
 
 FIRST = st.sampled_from([2, 4, 8, 16])  # rows that are written each by itself
 NUMBER = st.one_of(st.just(-1.0), st.floats(0, width=32), st.just(math.nan))  # absent, a norm (inf too), bad
-VALUES = st.lists(st.lists(NUMBER, min_size=3, max_size=3), min_size=1, max_size=80).map(torch.tensor)
+VALUES = runs(st.lists(NUMBER, min_size=3, max_size=3), 80).map(torch.tensor)
 
 
 def written(values, first, latest=None):
@@ -61,7 +61,7 @@ def test_rows_of_many_tensors_are_thinned_earlier():
         assert first == LEAST or first * tensors * 20 <= BUDGET
 
 
-@BOUNDED
+@MORE
 @given(values=VALUES, first=FIRST)
 def test_every_row_is_in_exactly_one_record_which_holds_its_largest(values, first):
     """Not a number is larger than all: no spike vanishes, and none is made."""
@@ -82,7 +82,7 @@ def test_what_is_absent_is_below_everything():
     assert [one.values.item() for one in found] == [-1.0, -1.0, 0.0]
 
 
-@BOUNDED
+@MORE
 @given(values=VALUES, first=FIRST)
 def test_the_last_value_stands_for_all_where_it_should(values, first):
     found, pool = written(values, first, latest=torch.tensor([False, True, False]))
@@ -91,7 +91,7 @@ def test_the_last_value_stands_for_all_where_it_should(values, first):
     torch.testing.assert_close(torch.stack([one.values for one in found])[:, 1], last[:, 1], equal_nan=True)
 
 
-@BOUNDED
+@MORE
 @given(values=VALUES, first=FIRST, stops=st.sets(st.integers(0, 80), max_size=5))
 def test_a_saved_pool_goes_on_as_if_nothing_had_happened(values, first, stops):
     wanted, rest = written(values, first)

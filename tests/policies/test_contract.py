@@ -9,7 +9,7 @@ import oracles
 import pytest
 import torch
 from helpers import gradient_families, public_policies
-from helpers.properties import BOUNDED
+from helpers.properties import BOUNDED, runs
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -136,7 +136,7 @@ NORM = st.one_of(st.floats(0, exclude_min=True, allow_infinity=False), st.floats
 ROW = st.tuples(
     st.lists(NORM, min_size=COLUMNS, max_size=COLUMNS), st.lists(st.booleans(), min_size=COLUMNS, max_size=COLUMNS)
 )
-ROWS = st.lists(ROW, min_size=1, max_size=10).map(
+ROWS = runs(ROW, 12).map(
     lambda rows: (torch.tensor([row for row, _ in rows], dtype=torch.float64), torch.tensor([seen for _, seen in rows]))
 )
 EVERY_POLICY = pytest.mark.parametrize("policy_name", POLICIES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from helpers.properties import BOUNDED
+from helpers.properties import MORE, runs
 from helpers.tiny_modules import same_bits
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +14,7 @@ from lightning_calib.steps.kept_rows import BUDGET, KeptRows, room
 
 LARGEST = torch.tensor([True, False])
 NUMBER = st.one_of(st.floats(width=32, allow_nan=False), st.just(math.nan))  # nan is "not known"
-ROWS = st.lists(st.lists(NUMBER, min_size=2, max_size=2), min_size=1, max_size=150).map(torch.tensor)
+ROWS = runs(st.lists(NUMBER, min_size=2, max_size=2), 100).map(torch.tensor)
 MOST = st.sampled_from([2, 4, 8, 16])
 
 
@@ -26,7 +26,7 @@ def kept(rows, most, stops=()):
     return found
 
 
-@BOUNDED
+@MORE
 @given(rows=ROWS, most=MOST)
 def test_each_row_stands_for_those_since_the_one_before(rows, most):
     steps, table = kept(rows, most).table((2,))
@@ -40,7 +40,7 @@ def test_each_row_stands_for_those_since_the_one_before(rows, most):
     assert start == len(rows)
 
 
-@BOUNDED
+@MORE
 @given(rows=ROWS, most=MOST)
 def test_there_are_never_more_than_fit_and_at_least_half_as_many_are_kept(rows, most):
     found = kept(rows, most)
@@ -51,13 +51,13 @@ def test_there_are_never_more_than_fit_and_at_least_half_as_many_are_kept(rows, 
     assert (found.open is None) == (found.seen % found.stride == 0)
 
 
-@BOUNDED
+@MORE
 @given(rows=ROWS, most=MOST, stops=st.sets(st.integers(0, 149), max_size=5))
 def test_a_saved_one_goes_on_as_if_nothing_had_happened(rows, most, stops):
     same_bits(kept(rows, most, stops)._asdict(), kept(rows, most)._asdict())
 
 
-@BOUNDED
+@MORE
 @given(numbers=st.integers(1, 10**6))
 def test_the_room_is_even_and_within_the_budget_where_that_can_be(numbers):
     found = room(numbers)
