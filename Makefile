@@ -96,7 +96,7 @@ bench-clip-find: $(STAMP)  ## fits with what clip_find suggests, beside a grid: 
 bench-spikes: $(STAMP)  ## twenty planted blow-ups, five seeds, five ways: results, and the table of docs/training-spikes.md
 	OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python -m benchmarks.spikes --save --page
 
-bench-shadows: $(STAMP)  ## what shadows predict beside real second runs, and what they cost: the tables of docs/how-to/shadow.md; about 3 minutes
+bench-shadows: $(STAMP)  ## what shadows predict beside real second runs, and what they cost: the tables of docs/how-to/shadow.md; about 8 minutes
 	OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python -m benchmarks.shadows --page
 
 $(STAMP): pyproject.toml constraints.txt

@@ -170,7 +170,8 @@ class Line(NamedTuple):
     @property
     def cell(self) -> str:
         """In percent."""
-        off = f"{100 * self.least:+.1f} to {100 * self.most:+.1f}"
+        least, most = (round(100 * one, 1) + 0.0 for one in (self.least, self.most))  # no "-0.0"
+        off = f"{least:+.1f} to {most:+.1f}"
         return f"{100 * self.predicted:.1f} / {100 * self.real:.1f} ({off})"
 
 
