@@ -10,6 +10,7 @@ import sys
 import sysconfig
 import zlib
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,7 +96,7 @@ def prose(folder: Path | None) -> Data:
 
 def hashed(text: str) -> list[int]:
     words = re.findall(r"\w+", text.lower())
-    pairs = [f"{left} {right}" for left, right in zip(words, words[1:], strict=False)]
+    pairs = [f"{left} {right}" for left, right in pairwise(words)]
     found = [1 + zlib.crc32(one.encode()) % (WORDS - 1) for one in words + pairs][:LONGEST]
     return found + [0] * (LONGEST - len(found))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from benchmarks.study.plan import Arm, Cell, Experiment
 
 SHAKESPEARE, CLINC, TWEETS, SPOKEN = (
@@ -10,12 +12,13 @@ SHAKESPEARE, CLINC, TWEETS, SPOKEN = (
     "movietweetings/ratings.dat",
     "fsdd/fsdd.zip",
 )
-STEPS = (1.0, 10**0.5)
 
 
 def rates(first: float, number: int) -> tuple[float, ...]:
-    """So many rates, half a decade apart: 1, 3, 10, ..."""
-    return tuple(float(f"{first * 10 ** (i // 2) * STEPS[i % 2]:.4g}") for i in range(number))
+    """So many rates, half a decade apart, from one that begins with 1 or 3: 1, 3, 10, ..."""
+    decade = math.floor(math.log10(first) + 1e-9)
+    three = round(first / 10**decade) == 3
+    return tuple(float(f"{(1, 3)[(i + three) % 2]}e{decade + (i + three) // 2}") for i in range(number))
 
 
 def each(values: tuple[float, ...], threshold: float | None = None) -> tuple[Cell, ...]:
@@ -104,7 +107,7 @@ def tastes(name: str, real: str = "") -> Experiment:
 
 TABLE: tuple[Experiment, ...] = (
     wide("images", "images", 0.003, 0.0001, 200, why="ZClip and AGC, the two that are most used."),
-    wide("images-norm-free", "images-norm-free", 0.001, 0.0001, 200, why="AGC was made for nets without normalisation."),
+    wide("images-norm-free", "images-norm-free", 0.001, 0.0001, 200, why="AGC was made for such nets."),
     characters("language-sgd"),
     Experiment(
         "images-long-tail", "images", "c", "macro_f1", "sgd", 200, 32,
@@ -123,13 +126,18 @@ TABLE: tuple[Experiment, ...] = (
     texts("text-wrong-labels", "d", "accuracy", noise=0.3),
     Experiment(
         "overfitting", "perceptron", "e", "accuracy", "sgd", 1000, 32,
-        (NONE_IMAGES, CLIP_IMAGES, *ours("ZClip", IMAGE_RATES), *ours("AGC", IMAGE_RATES), ADAMW_ARM),
+        (
+            Arm("none", cells=each(rates(0.001, 6))), Arm("clip", "clip", grid(rates(0.003, 3), (0.1, 1.0))),
+            *ours("ZClip", rates(0.001, 6)), *ours("AGC", rates(0.001, 6)),
+            Arm("AdamW", cells=each(rates(0.0001, 6)), optimizer="adamw"),
+        ),
         options=(("few", 200.0), ("noise", 0.2)),
         why="200 digits, a fifth with wrong labels, 160 epochs: a run that does overfit.",
     ),
     wide(
-        "bad-batches", "perceptron", 0.001, 0.0001, 300, questions="b", more=("percentile",), options=(("bad", 0.05),),
-        why="One batch in twenty has inputs that are 30 times as large, or one label; the methods that watch for spikes.",
+        "bad-batches", "perceptron", 0.001, 0.0001, 300, questions="b", more=("percentile",),
+        options=(("bad", 0.05),),
+        why="One batch in twenty has inputs that are 30 times as large, or one label; for methods that watch spikes.",
     ),
     tastes("recommendation"),
     Experiment(

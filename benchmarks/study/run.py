@@ -44,11 +44,11 @@ def one_run(job: Job) -> Row:
     experiment, test = job.experiment, job.phase != "choose"
     found = fit(experiment, job.arm, job.cell, job.seed, job.folder, test=test)
     name, curve = experiment.measure, found.curve if test else []
-    finite = [value for value in found.curve if math.isfinite(value)]
+    finite = [experiment.better * value for value in found.curve if math.isfinite(value)]
     return Row(
         experiment.name, experiment.digest, found.checksum, job.set, job.phase, job.arm.name, job.cell.rate,
         math.nan if job.cell.threshold is None else job.cell.threshold, job.seed,
-        found.validation[name], experiment.better * max((experiment.better * value for value in finite), default=math.nan),
+        found.validation[name], experiment.better * max(finite, default=math.nan),
         found.train[name], found.validation["loss"], found.train["loss"],
         found.test.get(name, math.nan), found.test.get("loss", math.nan), found.test.get("rare_recall", math.nan),
         found.lost, found.mean_factor if test else math.nan, found.seconds, tuple(curve),
@@ -99,8 +99,8 @@ def run(
                     known.add(row.key)
                     done += 1
                     minutes = (time.time() - began) / done * (left - done) / 60
-                    told = f"{experiment.name:30} {phase:8} {total - left + done:5} of {total}, {minutes:5.1f} minutes left"
-                    print(f"\r{told}", end="", file=sys.stderr, flush=True)
+                    told = f"{total - left + done:5} of {total}, {minutes:5.1f} minutes left"
+                    print(f"\r{experiment.name:30} {phase:8} {told}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return done
 
