@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+WORDS = ("experiment", "digest", "data", "set", "phase", "arm")  # columns that are no numbers
 RESULTS = Path(__file__).parents[1] / "results/study.csv"
 
 
@@ -64,7 +65,7 @@ def read(path: Path = RESULTS) -> list[Row]:
 
 
 def row_of(line: dict[str, str]) -> Row:
-    def value(name: str, kind: object) -> object:
+    def value(name: str) -> object:
         cell = line[name]
         if name == "curve":
             return tuple(map(float, cell.split()))
@@ -72,9 +73,9 @@ def row_of(line: dict[str, str]) -> Row:
             return cell == "1"
         if name == "seed":
             return int(cell)
-        return (float(cell) if cell else math.nan) if kind == "float" else cell
+        return cell if name in WORDS else float(cell or "nan")
 
-    return Row(**{name: value(name, kind) for name, kind in Row.__annotations__.items()})  # type: ignore[arg-type]
+    return Row(**{name: value(name) for name in Row._fields})  # type: ignore[arg-type]
 
 
 def append(rows: Iterable[Row], path: Path = RESULTS) -> None:
