@@ -55,8 +55,9 @@ HOW = """### How to read it
 def render(rows: Sequence[Row], warnings: Sequence[warning.Run], experiments: Sequence[Experiment] = TABLE) -> str:
     """The study's part of the page."""
     rows = sorted(rows, key=lambda row: tuple(map(str, row.key)))
-    known = [one for one in experiments if any((row.experiment, row.digest) == (one.name, one.digest) for row in rows)]
-    found = {one.name: findings(rows, one) for one in known}
+    mine = {one.name: rows_of(rows, one) for one in experiments}
+    known = [one for one in experiments if mine[one.name]]
+    found = {one.name: findings(mine[one.name], one) for one in known}
     everything = [one for some in found.values() for one in some]
     margins = sorted({f"{one.quantity.margin:g} of {one.quantity.name}" for one in everything})
     parts = [HEAD, state(rows, experiments), in_short(everything), changed(everything), guide(found)]
@@ -65,12 +66,16 @@ def render(rows: Sequence[Row], warnings: Sequence[warning.Run], experiments: Se
         parts.append(f"### ({letter}) {question}\n\n")
         for experiment in known:
             if experiment.questions[0] == letter:
-                parts.append(section(rows, experiment, found[experiment.name]))
+                parts.append(section(mine[experiment.name], experiment, found[experiment.name]))
             elif letter in experiment.questions:
                 parts.append(f"Also [{experiment.name}](#{experiment.name}).\n\n")
     if warnings:
         parts.append(early(warnings))
     return "".join(parts)
+
+
+def rows_of(rows: Sequence[Row], experiment: Experiment) -> list[Row]:
+    return [row for row in rows if (row.experiment, row.digest) == (experiment.name, experiment.digest)]
 
 
 def state(rows: Sequence[Row], experiments: Sequence[Experiment]) -> str:
@@ -161,7 +166,7 @@ def section(rows: Sequence[Row], experiment: Experiment, found: Sequence[Finding
         f"{where}{one.task}{f' ({settings})' if settings else ''}, {one.optimizer}, {one.steps} steps of {one.batch}, "
         f"chosen by {one.measure}. {one.why}\n",
     ]
-    if one.name in PLOTTED:
+    if one.name in PLOTTED and plot(rows, one):
         lines.append(f"![{one.measure} on validation against the rate, {one.name}](evidence-{one.name}.svg)\n")
     lines += [
         "| arm | cells | chosen in A, B | cut in A, B | test, A | test, B | seeds of A | again |",
@@ -234,7 +239,8 @@ def write(page: Path = PAGE) -> None:
     before, _, rest = whole.partition(BEGIN)
     page.write_text(before + BEGIN + "\n" + render(rows, warning.read()) + END + rest.partition(END)[2])
     for experiment in TABLE:
-        if experiment.name in PLOTTED and (picture := plot(rows, experiment)):
+        mine = rows_of(rows, experiment)
+        if experiment.name in PLOTTED and (picture := plot(mine, experiment)):
             (page.parent / f"evidence-{experiment.name}.svg").write_text(picture)
 
 
