@@ -1,4 +1,4 @@
-"""Each arm against the first one, and each of ours against none at the lowered rate: effects by set of seeds."""
+"""Effects by set of seeds: each arm against none; each of ours against the Trainer's clip and the lowered rate."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
 
+from benchmarks.study.arms import OURS
 from benchmarks.study.plan import SETS, Arm, Experiment
 from benchmarks.study.quantities import Quantity, quantities
 from benchmarks.study.statistics import NONE, UNKNOWN, Effect, judge
@@ -36,6 +37,9 @@ def findings(rows: Sequence[Row], experiment: Experiment) -> list[Finding]:
     for quantity in quantities(experiment):
         for arm in experiment.arms[1:]:
             found.append(compare(rows, experiment, arm, first, quantity))
+        clip = experiment.arms[1]
+        if clip.way == "clip":
+            found += [compare(rows, experiment, arm, clip, quantity) for arm in experiment.arms if arm.way in OURS]
         if quantity.name.startswith("test "):
             for arm in experiment.arms:
                 if arm.lowered:

@@ -1,4 +1,9 @@
-"""Which callback for what: rows of words, with the figures of the study put in where they are named."""
+"""The claims, judged, and which callback for what: words, with the figures of the study put in where they are named.
+
+``{experiment/arm/quantity=verdict}`` stands for a comparison with none, ``{.../quantity/other=verdict}`` for one with
+another arm. A row whose figures do not have the verdict that its words were written for is left out of the page, and a
+test fails: the words must be written anew.
+"""
 
 from __future__ import annotations
 
@@ -6,40 +11,47 @@ import re
 from collections.abc import Mapping, Sequence
 
 from benchmarks.study.findings import Finding
+from benchmarks.study.sentences import CLAIMS, GUIDE
 from benchmarks.study.statistics import UNKNOWN
 
-ROWS: tuple[tuple[str, str, str, str], ...] = ()
+Found = Mapping[str, Sequence[Finding]]
 
 
-def guide(found: Mapping[str, Sequence[Finding]], rows: Sequence[Sequence[str]] = ROWS) -> str:
-    """The table; a row whose figures are not there yet is left out."""
-    lines = ["| you train | start with | expect | do not expect |", "|---|---|---|---|"]
+def judged(found: Found, rows: Sequence[Sequence[str]] = CLAIMS) -> str:
+    """What is claimed of calibrated gradients, and what these runs say."""
+    head = "### The claims\n\nDifferences of set A and set B; above 0 is better.\n\n"
+    return table_of(found, rows, head, ("claim", "verdict", "figures"))
+
+
+def guide(found: Found, rows: Sequence[Sequence[str]] = GUIDE) -> str:
+    head = "### Which callback for what\n\nWhat follows from the tables below, for runs like these.\n\n"
+    return table_of(found, rows, head, ("you train", "start with", "expect", "do not expect"))
+
+
+def table_of(found: Found, rows: Sequence[Sequence[str]], head: str, columns: Sequence[str]) -> str:
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in rows:
         cells = [with_figures(cell, found) for cell in row]
-        if all(cell is not None for cell in cells):
+        if None not in cells:
             lines.append(f"| {' | '.join(map(str, cells))} |")
-    if len(lines) == 2:
-        return ""
-    return "### Which callback for what\n\nEach row follows from the tables below.\n\n" + "\n".join(lines) + "\n\n"
+    return head + "\n".join(lines) + "\n\n" if len(lines) > 2 else ""
 
 
-def with_figures(cell: str, found: Mapping[str, Sequence[Finding]]) -> str | None:
-    """Puts a figure in place of each {experiment/arm/quantity} or {experiment/arm/quantity/against}."""
-    names = re.findall(r"\{(.+?)\}", cell)
-    figures = [figure(found, *name.split("/")) for name in names]
-    if None in figures:
-        return None
-    for name, said in zip(names, figures, strict=True):
-        cell = cell.replace(f"{{{name}}}", str(said))
+def with_figures(cell: str, found: Found) -> str | None:
+    """The words with their figures; None where a figure is missing or has another verdict."""
+    for named in re.findall(r"\{(.+?)\}", cell):
+        said = figure(found, *named.split("="))
+        if said is None:
+            return None
+        cell = cell.replace(f"{{{named}}}", said)
     return cell
 
 
-def figure(
-    found: Mapping[str, Sequence[Finding]], experiment: str, arm: str, quantity: str, against: str = "none"
-) -> str | None:
-    """The mean difference in each set that ran, and the verdict of all of them."""
+def figure(found: Found, named: str, verdict: str) -> str | None:
+    """The mean difference in each set that ran."""
+    experiment, arm, quantity, against = (*named.split("/"), "none")[:4]
     for one in found.get(experiment, ()):
         if (one.arm.name, one.against.name) == (arm, against) and one.quantity.name.startswith(quantity):
             means = [f"{effect.mean:+.2g}" for effect in one.effects.values() if effect.verdict != UNKNOWN]
-            return f"{' and '.join(means)}, {one.verdict} ([{experiment}](#{experiment}))" if means else None
+            return f"{', '.join(means)} ([{experiment}](#{experiment}))" if one.verdict == verdict else None
     return None

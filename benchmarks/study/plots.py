@@ -9,6 +9,7 @@ from statistics import fmean
 from benchmarks.chart import Line, chart
 from benchmarks.study.choose import by_cell
 from benchmarks.study.plan import Experiment
+from benchmarks.study.quantities import is_lost
 from benchmarks.study.table import Row
 
 PLOTTED = (
@@ -28,7 +29,7 @@ def plot(rows: Sequence[Row], experiment: Experiment, which: str = "A") -> str:
         for found in by_cell(mine, experiment, arm).values():
             if not found:
                 return ""
-            gone = sum(row.lost or not math.isfinite(row.validation) for row in found) > len(found) / 2
+            gone = sum(is_lost(row, experiment) or not math.isfinite(row.validation) for row in found) > len(found) / 2
             means.append(math.inf if gone else fmean(row.validation for row in found if math.isfinite(row.validation)))
         lines.append(Line(arm.name, means, len(lines) % 7))
         values += [one for one in means if math.isfinite(one)]

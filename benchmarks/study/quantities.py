@@ -8,11 +8,22 @@ from statistics import fmean
 from typing import NamedTuple
 
 from benchmarks.study.choose import by_cell, chosen, worth
+from benchmarks.study.fit import LEARNT
 from benchmarks.study.plan import Arm, Experiment
 from benchmarks.study.table import Row
 
 NEAR = 0.05  # a rate works if it is within this share of the best mean without a clip
 MULTIPLES = (1, 3, 10, 30)
+TEN_CLASSES = ("images", "images-norm-free", "perceptron", "speech")  # tasks with as many examples of each
+
+
+def is_lost(row: Row, experiment: Experiment) -> bool:
+    """The row's own word, or a training loss that ends at the level of guessing.
+
+    A network may begin far above that level, and end there without being called lost by the row.
+    """
+    guess = math.log(10) if experiment.task in TEN_CLASSES else math.inf
+    return row.lost or row.train_loss > LEARNT * guess
 
 
 class Quantity(NamedTuple):
@@ -54,7 +65,9 @@ def width(rows: Sequence[Row], experiment: Experiment, arm: Arm) -> dict[int, fl
     counts: dict[int, float] = {}
     for found in by_cell(rows, experiment, arm).values():
         for row in found:
-            counts[row.seed] = counts.get(row.seed, 0.0) + 0.5 * (worth(experiment, row) >= limit and not row.lost)
+            counts[row.seed] = counts.get(row.seed, 0.0) + 0.5 * (
+                worth(experiment, row) >= limit and not is_lost(row, experiment)
+            )
     return counts
 
 
@@ -68,7 +81,7 @@ def lost(rows: Sequence[Row], experiment: Experiment, arm: Arm) -> dict[int, flo
     for cell, found in by_cell(rows, experiment, arm).items():
         if any(math.isclose(cell.rate / best, one, rel_tol=0.2) for one in MULTIPLES):
             for row in found:
-                shares.setdefault(row.seed, []).append(row.lost)
+                shares.setdefault(row.seed, []).append(is_lost(row, experiment))
     return {seed: fmean(found) for seed, found in shares.items()}
 
 

@@ -11,7 +11,7 @@ from benchmarks.study import table, warning
 from benchmarks.study.data import REAL
 from benchmarks.study.experiments import TABLE
 from benchmarks.study.findings import Finding, findings
-from benchmarks.study.guide import guide
+from benchmarks.study.guide import guide, judged
 from benchmarks.study.plan import QUESTIONS, SETS, Arm, Experiment
 from benchmarks.study.plots import PLOTTED, plot
 from benchmarks.study.quantities import tested
@@ -40,12 +40,15 @@ HOW = """### How to read it
   the mean cut that the report of those runs states (`mean_factor`). If X is no better than that, it was a lower rate.
 - The rate (and the threshold) of each arm is the cell with the best mean validation after the last step. Only these
   runs, and the controls, were measured on the test set, once. The rate falls linearly to zero; seeds are paired: the
-  same weights at the start and the same batches for every arm.
+  same weights at the start and the same batches for every arm. A rate with * is the lowest or the highest that was
+  tried: a wider grid might have found a better one.
 - A difference is the mean over five seeds, and in brackets its 95 % interval by bootstrap over the seeds; **above 0 is
   better**, whatever is measured. It is *better* or *worse* only if the interval leaves 0 out, every seed agrees, and
   it is no less than what was said to count beforehand ({margins}); else *not shown* or *too small to count*. Five
   seeds agree by chance in 1 of 16 comparisons. Hence two sets of seeds: set B chose and tested by itself.
-- A run is *lost* if it is not finite, or if its training loss ends above 95 % of that before the first step.
+- A run is *lost* if it is not finite, or if its training loss ends above 95 % of that before the first step or, with
+  ten classes of equal size, of that of guessing (added when the first rows were there: networks that begin far above
+  guessing and end at it were not called lost).
   A rate *works* if validation is within 5 % of the best mean of none, and the run is not lost.
 - Short runs of small networks on a CPU. What a large model does in weeks, this does not say.
 
@@ -60,7 +63,7 @@ def render(rows: Sequence[Row], warnings: Sequence[warning.Run], experiments: Se
     found = {one.name: findings(mine[one.name], one) for one in known}
     everything = [one for some in found.values() for one in some]
     margins = sorted({f"{one.quantity.margin:g} of {one.quantity.name}" for one in everything})
-    parts = [HEAD, state(rows, experiments), in_short(everything), changed(everything), guide(found)]
+    parts = [HEAD, state(rows, experiments), judged(found), guide(found), in_short(everything), changed(everything)]
     parts.append(HOW.replace("{margins}", ", ".join(margins)))
     for letter, question in QUESTIONS.items():
         parts.append(f"### ({letter}) {question}\n\n")
@@ -99,33 +102,32 @@ def state(rows: Sequence[Row], experiments: Sequence[Experiment]) -> str:
 
 
 def in_short(found: Sequence[Finding]) -> str:
-    """One row per way and what is measured: where it is better and worse than none, in all sets that ran."""
-    lines = [
-        "### In short\n",
-        "Against none, each arm at its own best rate. Listed are the tasks with the same verdict in every set of\n"
-        "seeds that ran.\n",
-        "| what | of | better | worse | no difference that counts |",
-        "|---|---|---|---|---|",
-    ]
-    keys = dict.fromkeys(
-        (one.quantity.name, one.arm.name) for one in found if not one.against.lowered and not one.arm.lowered
+    """One row per way and what is measured: where it is better and worse, in all sets that ran."""
+    tables = (
+        (
+            "Against none, each arm at its own best rate:",
+            [f for f in found if f.against.name == "none" and not f.arm.lowered],
+        ),
+        (
+            "Against the Trainer's clip (tuned, or at 1.0 where the table says so):",
+            [f for f in found if f.against.way == "clip"],
+        ),
+        (
+            "Against none at the rate lowered by the mean cut: is it more than a lower rate?",
+            [f for f in found if f.against.lowered],
+        ),
     )
-    for name, arm in sorted(keys, key=lambda key: (not key[0].startswith("test"), key[0], list(keys).index(key))):
-        some = [one for one in found if (one.quantity.name, one.arm.name) == (name, arm) and not one.against.lowered]
-        lines.append(
-            f"| {arm} | {name} | {listed(some, BETTER)} | {listed(some, WORSE)} | {listed(some, SMALL, NONE)} |"
-        )
-    lines += [
-        "",
-        "Against none at the rate lowered by its mean cut (the test measure): is it more than a lower rate?\n",
-        "| what | better | worse | no difference that counts |",
-        "|---|---|---|---|",
-    ]
-    beside = [one for one in found if one.against.lowered]
-    for arm in dict.fromkeys(one.arm.name for one in beside):
-        some = [one for one in beside if one.arm.name == arm]
-        lines.append(f"| {arm} | {listed(some, BETTER)} | {listed(some, WORSE)} | {listed(some, SMALL, NONE)} |")
-    return "\n".join(lines) + "\n\n"
+    lines = ["### In short\n", "Listed are the tasks with the same verdict in every set of seeds that ran.\n"]
+    for title, some in tables:
+        lines += [f"{title}\n", "| what | of | better | worse | no difference that counts |", "|---" * 5 + "|"]
+        for name, arm in dict.fromkeys(
+            (f.quantity.name, f.arm.name) for f in sorted(some, key=lambda f: f.quantity.name)
+        ):
+            mine = [f for f in some if (f.quantity.name, f.arm.name) == (name, arm)]
+            cells = (arm, name, listed(mine, BETTER), listed(mine, WORSE), listed(mine, SMALL, NONE))
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines) + "\n"
 
 
 def listed(found: Iterable[Finding], *verdicts: str) -> str:
@@ -192,7 +194,9 @@ def arm_row(rows: Sequence[Row], experiment: Experiment, arm: Arm) -> str:
             means.append("-")
             continue
         threshold = "" if math.isnan(runs[0].threshold) else f" at {runs[0].threshold:g}"
-        chosen_cells.append(f"{runs[0].rate:.3g}{threshold}")
+        ends = {cell.rate for cell in arm.cells if cell.rate in (min(arm.cells).rate, max(arm.cells).rate)}
+        edge = "*" if any(math.isclose(runs[0].rate, one) for one in ends) else ""
+        chosen_cells.append(f"{runs[0].rate:.3g}{edge}{threshold}")
         cuts.append(f"{fmean(run.mean_factor for run in runs):.2f}")
         means.append(number(fmean(run.test for run in runs)))
         if which == "A":
