@@ -7,30 +7,22 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from benchmarks.study.plan import Arm, Cell, Experiment
-from benchmarks.study.table import Row
+from benchmarks.study.table import Row, text
 
 
 def by_cell(rows: Sequence[Row], experiment: Experiment, arm: Arm) -> dict[Cell, list[Row]]:
     """The runs of each cell of the grid, in the order of the plan."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if (row.experiment, row.digest, row.arm, row.phase) == (experiment.name, experiment.digest, arm.name, "choose"):
+            found.setdefault((text(row.rate), text(row.threshold)), []).append(row)
     return {
         cell: sorted(
-            (
-                row
-                for row in rows
-                if (row.experiment, row.digest, row.arm, row.phase)
-                == (experiment.name, experiment.digest, arm.name, "choose")
-                and same(row, cell)
-            ),
+            found.get((text(cell.rate), "" if cell.threshold is None else text(cell.threshold)), []),
             key=lambda row: row.seed,
         )
         for cell in arm.cells
     }
-
-
-def same(row: Row, cell: Cell) -> bool:
-    return math.isclose(row.rate, cell.rate, rel_tol=1e-3) and (
-        math.isnan(row.threshold) if cell.threshold is None else math.isclose(row.threshold, cell.threshold)
-    )
 
 
 def worth(experiment: Experiment, row: Row) -> float:

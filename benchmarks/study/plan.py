@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 QUESTIONS = {
     "a": "How wide is the range of rates that work?",
@@ -95,7 +96,7 @@ class Experiment:
         if unknown := set(self.questions) - set(QUESTIONS) or {self.measure} - set(MEASURES):
             raise ValueError(f"{self.name}: unknown question or measure, got {unknown}. Take one of the plan's.")
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Of everything that decides what its runs are; rows of another are not mixed with this one's."""
         return hashlib.sha256(f"{VERSION} {replace(self, why='', questions='a')!r}".encode()).hexdigest()[:10]

@@ -26,7 +26,7 @@ def interval(differences: Sequence[float]) -> tuple[float, float]:
     """The middle 95 % of the means of resamples with replacement."""
     number = len(differences)
     if number <= ALL:
-        means = sorted(map(fmean, itertools.product(differences, repeat=number)))
+        means = sorted(sum(one) / number for one in itertools.product(differences, repeat=number))
     else:
         draw = random.Random(0)
         means = sorted(fmean(draw.choices(differences, k=number)) for _ in range(10_000))
