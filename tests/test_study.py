@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from benchmarks.study.choose import chosen, lowered
 from benchmarks.study.experiments import TABLE, rates
 from benchmarks.study.findings import Finding, findings
 from benchmarks.study.fit import fit
+from benchmarks.study.guide import judged, with_figures
 from benchmarks.study.plan import SETS, Arm, Cell, Experiment, quick
 from benchmarks.study.run import Job, expected, one_run, run
+from benchmarks.study.sentences import CLAIMS, GUIDE
 from benchmarks.study.statistics import BETTER, NONE, SMALL, UNKNOWN, WORSE, interval, judge
 from benchmarks.study.table import Row
 
@@ -85,6 +88,16 @@ def test_a_verdict_that_one_set_of_seeds_does_not_share_is_not_shown(tmp_path: P
     assert (found.effects["A"].verdict, found.effects["B"].verdict, found.verdict) == (BETTER, NONE, NONE)
     page = report.render(rows, [], [PLANNED])
     assert "| made-up | ZClip | none | test accuracy | **better**" in page
+
+
+def test_a_grid_that_has_not_run_to_its_end_gives_no_width(tmp_path: Path) -> None:
+    rows = made(tmp_path, 0.0, "A")
+    assert the(findings(rows, PLANNED), of="decades of rates that work").effects["A"].verdict == NONE
+    part = [row for row in rows if row[5:9] != ("ZClip", 30.0, row.threshold, 4)]
+    assert len(part) == len(rows) - 1
+    assert not [
+        one for one in findings(part, PLANNED) if one.quantity.name.startswith("decades") and one.arm.way == "ZClip"
+    ]
 
 
 def test_an_interval_alone_or_agreement_alone_or_a_small_mean_makes_no_verdict() -> None:
@@ -192,6 +205,22 @@ def test_another_file_of_a_real_set_is_refused(tmp_path: Path) -> None:
 def test_the_page_is_what_the_results_say() -> None:
     page = report.PAGE.read_text().partition(report.BEGIN)[2].partition(report.END)[0]
     assert page == "\n" + report.render(table.read(), warning.read()), "run `make study-report`"
+
+
+def test_no_sentence_says_other_than_its_figures() -> None:
+    rows = table.read()
+    found = {one.name: findings(report.rows_of(rows, one), one) for one in TABLE}
+    named = [one for row in (*CLAIMS, *GUIDE) for cell in row for one in re.findall(r"\{(.+?)\}", cell)]
+    wrong = [one for one in named if with_figures(f"{{{one}}}", found) is None]
+    assert not wrong, f"write these sentences anew: {wrong}"
+
+
+def test_a_sentence_whose_figure_has_another_verdict_or_is_missing_is_left_out(tmp_path: Path) -> None:
+    found = {"made-up": findings(made(tmp_path, 0.05), PLANNED)}
+    assert "+0.05" in str(with_figures("it helps: {made-up/ZClip/test=better}", found))
+    assert with_figures("it hurts: {made-up/ZClip/test=worse}", found) is None
+    assert with_figures("it helps: {elsewhere/ZClip/test=better}", found) is None
+    assert judged(found, [("it helps", "yes", "{made-up/ZClip/test=worse}")]) == ""
 
 
 def test_a_part_of_the_runs_is_called_a_part(tmp_path: Path) -> None:

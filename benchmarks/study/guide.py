@@ -1,8 +1,9 @@
 """The claims, judged, and which callback for what: words, with the figures of the study put in where they are named.
 
 ``{experiment/arm/quantity=verdict}`` stands for a comparison with none, ``{.../quantity/other=verdict}`` for one with
-another arm. A row whose figures do not have the verdict that its words were written for is left out of the page, and a
-test fails: the words must be written anew.
+another arm, ``{gap/experiment/arm}`` for the share of the gap to AdamW that the arm closes. A row whose figures do not
+have the verdict that its words were written for is left out of the page, and a test fails: the words must be written
+anew.
 """
 
 from __future__ import annotations
@@ -40,11 +41,27 @@ def table_of(found: Found, rows: Sequence[Sequence[str]], head: str, columns: Se
 def with_figures(cell: str, found: Found) -> str | None:
     """The words with their figures; None where a figure is missing or has another verdict."""
     for named in re.findall(r"\{(.+?)\}", cell):
-        said = figure(found, *named.split("="))
+        said = gap(found, named) if named.startswith("gap/") else figure(found, *named.split("="))
         if said is None:
             return None
         cell = cell.replace(f"{{{named}}}", said)
     return cell
+
+
+def gap(found: Found, named: str) -> str | None:
+    """The gain over none, of that of AdamW, in each set that ran."""
+    _, experiment, name = named.split("/")
+    gains = [
+        one.effects
+        for arm in (name, "AdamW")
+        for one in found.get(experiment, ())
+        if (one.arm.name, one.against.name) == (arm, "none") and one.quantity.name.startswith("test")
+    ]
+    if len(gains) < 2:
+        return None
+    return ", ".join(
+        f"{gains[0][which].mean / gains[1][which].mean:.0%}" for which in gains[0] if gains[0][which].verdict != UNKNOWN
+    )
 
 
 def figure(found: Found, named: str, verdict: str) -> str | None:

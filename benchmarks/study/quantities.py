@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
 from benchmarks.study.choose import by_cell, chosen, worth
 from benchmarks.study.fit import LEARNT
-from benchmarks.study.plan import Arm, Experiment
+from benchmarks.study.plan import SETS, Arm, Cell, Experiment
 from benchmarks.study.table import Row
 
 NEAR = 0.05  # a rate works if it is within this share of the best mean without a clip
@@ -52,18 +52,24 @@ def by_rate_alone(arm: Arm) -> bool:
     return len({cell.threshold for cell in arm.cells}) == 1
 
 
+def whole(grid: Mapping[Cell, Sequence[Row]]) -> bool:
+    """Whether every cell has run with every seed of a set."""
+    return all(len(found) == len(SETS["A"]) for found in grid.values())
+
+
 def width(rows: Sequence[Row], experiment: Experiment, arm: Arm) -> dict[int, float]:
     """Decades of rates, half a decade each, that are near the best mean of the first arm."""
     if not by_rate_alone(arm):
         return {}
     first = experiment.arms[0]
     grid = by_cell(rows, experiment, first)
-    if not all(grid.values()):
+    mine = by_cell(rows, experiment, arm)
+    if not whole(grid) or not whole(mine):
         return {}
     best = max(fmean(worth(experiment, row) for row in found) for found in grid.values())
     limit = best - NEAR * abs(best)
     counts: dict[int, float] = {}
-    for found in by_cell(rows, experiment, arm).values():
+    for found in mine.values():
         for row in found:
             counts[row.seed] = counts.get(row.seed, 0.0) + 0.5 * (
                 worth(experiment, row) >= limit and not is_lost(row, experiment)
@@ -74,11 +80,12 @@ def width(rows: Sequence[Row], experiment: Experiment, arm: Arm) -> dict[int, fl
 def lost(rows: Sequence[Row], experiment: Experiment, arm: Arm) -> dict[int, float]:
     """The share of runs that are lost at 1, 3, 10 and 30 times the best rate without a clip (AdamW: its own best)."""
     own = arm if arm.optimizer else experiment.arms[0]
-    if not by_rate_alone(arm) or not all(by_cell(rows, experiment, own).values()):
+    mine = by_cell(rows, experiment, arm)
+    if not by_rate_alone(arm) or not whole(mine) or not whole(by_cell(rows, experiment, own)):
         return {}
     best = chosen(rows, experiment, own).rate
     shares: dict[int, list[bool]] = {}
-    for cell, found in by_cell(rows, experiment, arm).items():
+    for cell, found in mine.items():
         if any(math.isclose(cell.rate / best, one, rel_tol=0.2) for one in MULTIPLES):
             for row in found:
                 shares.setdefault(row.seed, []).append(is_lost(row, experiment))

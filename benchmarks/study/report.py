@@ -227,7 +227,7 @@ def number(value: float, signed: bool = False) -> str:
 def early(runs: Sequence[warning.Run]) -> str:
     words = "; ".join(f"*{name}*: {said}" for name, said in list(warning.SIGNALS.items())[1:])
     return (
-        "### Early warning: what rises before the loss\n\n"
+        "### Early warning\n\n"
         f"Planted at step {warning.AT} of {warning.STEPS}, {len(warning.NETS)} networks and optimizers, "
         f"{len(warning.SEEDS)} seeds each (`python -m benchmarks.study.warning`). One rule for every signal, "
         f"`SpikeGuard`'s: above {warning.DEVIATIONS:g} deviations of the logarithms of the last {warning.WINDOW} "
