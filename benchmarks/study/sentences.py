@@ -36,7 +36,8 @@ CLAIMS: tuple[tuple[str, str, str], ...] = (
     (
         "helps against wrong labels",
         "**Depends.** `AGC(exclude=())` on texts with SGD, as Adagrad does; the Trainer's clip, tuned, a "
-        "little on digits; AGC's defaults lose there.",
+        "little on digits; AGC's defaults lose there. Short runs: the [example](../examples/README.md), "
+        "with twice the steps at one rate, saw no gain on texts.",
         "texts: AGC(exclude=()) {text-wrong-labels/AGC-all/test=better}, "
         "{text-wrong-labels-clinc/AGC-all/test=better}, Adagrad "
         "{text-wrong-labels-clinc/Adagrad/test=better}; digits: clip "
