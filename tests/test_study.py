@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.study import report, table, warning
+from benchmarks.study.__main__ import main
 from benchmarks.study.choose import chosen, lowered
 from benchmarks.study.experiments import TABLE, rates
 from benchmarks.study.findings import Finding, findings
@@ -200,6 +201,33 @@ def test_another_file_of_a_real_set_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tinyshakespeare/input.txt").write_text("To be")
     with pytest.raises(ValueError, match="must have the SHA-256"):
         file_of(tmp_path, "tinyshakespeare/input.txt")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--only", "nothing"], "--only: must name experiments, got ['nothing']. Take some of images, "),
+        (
+            ["--again", "nothing"],
+            "--again: must name an experiment and an arm of it, got 'nothing'. Experiments: images, ",
+        ),
+        (["--again", "images/nobody"], "got 'images/nobody'. images has none, clip-1.0, ZClip, "),
+    ],
+)
+def test_the_command_line_refuses_what_it_does_not_know(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert told in capsys.readouterr().err
+
+
+def test_a_row_can_be_run_again_by_the_command_that_the_page_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    page = report.PAGE.read_text()
+    (command,) = re.findall(r"`python -m benchmarks\.study (--again bad-batches/percentile)`", page)
+    main(command.split())
+    lines = re.findall(r"seed \d, rate .*: (.*), in the table (.*)", capsys.readouterr().out)
+    assert len(lines) == len(SETS["A"])
 
 
 def test_the_page_is_what_the_results_say() -> None:

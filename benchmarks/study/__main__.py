@@ -28,7 +28,12 @@ def main(arguments: list[str] | None = None) -> None:
     if unknown := set(given.only) - set(known):
         parser.error(f"--only: must name experiments, got {sorted(unknown)}. Take some of {', '.join(known)}.")
     if given.again:
-        again(known, *given.again.split("/"), given.seeds, given.data_dir)
+        name, _, arm = given.again.partition("/")
+        arms = [one.name for one in known[name].arms] if name in known else []
+        if arm not in arms:
+            take = f"{name} has {', '.join(arms)}" if arms else f"Experiments: {', '.join(known)}"
+            parser.error(f"--again: must name an experiment and an arm of it, got {given.again!r}. {take}.")
+        again(known[name], arm, given.seeds, given.data_dir)
         return
     wanted = [one for one in TABLE if not given.only or one.name in given.only]
     here = [one for one in wanted if not one.real or given.data_dir]
@@ -45,9 +50,9 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{ran} runs")
 
 
-def again(known: dict[str, Experiment], name: str, arm: str, which: str, folder: Path | None) -> None:
+def again(experiment: Experiment, arm: str, which: str, folder: Path | None) -> None:
     """Runs the tested runs of an arm once more, beside what the table has."""
-    experiment, rows = known[name], table.read()
+    rows = table.read()
     phase = "control" if experiment.arm(arm).lowered else "test"
     kept = {row.key: row for row in rows}
     pairs = []

@@ -42,6 +42,7 @@ HOW = """### How to read it
   runs, and the controls, were measured on the test set, once. The rate falls linearly to zero; seeds are paired: the
   same weights at the start and the same batches for every arm. A rate with * is the lowest or the highest that was
   tried: a wider grid might have found a better one.
+- The command at the end of a row runs its tested runs again, beside what the table has; `--seeds B` for those of set B.
 - A difference is the mean over five seeds, and in brackets its 95 % interval by bootstrap over the seeds; **above 0 is
   better**, whatever is measured. It is *better* or *worse* only if the interval leaves 0 out, every seed agrees, and
   it is no less than what was said to count beforehand ({margins}); else *not shown* or *too small to count*. Five
@@ -201,7 +202,8 @@ def arm_row(rows: Sequence[Row], experiment: Experiment, arm: Arm) -> str:
         means.append(number(fmean(run.test for run in runs)))
         if which == "A":
             seeds = " ".join(number(run.test) for run in runs)
-    again = f"`--again {experiment.name}/{arm.name}`"
+    folder = " --data-dir DIR" if experiment.real else ""
+    again = f"`python -m benchmarks.study --again {experiment.name}/{arm.name}{folder}`"
     cells = [arm.name, len(arm.cells) or "-", ", ".join(chosen_cells), ", ".join(cuts), *means, seeds, again]
     return f"| {' | '.join(map(str, cells))} |"
 
