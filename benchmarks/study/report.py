@@ -46,7 +46,8 @@ HOW = """### How to read it
 - A difference is the mean over five seeds, and in brackets its 95 % interval by bootstrap over the seeds; **above 0 is
   better**, whatever is measured. It is *better* or *worse* only if the interval leaves 0 out, every seed agrees, and
   it is no less than what was said to count beforehand ({margins}); else *not shown* or *too small to count*. Five
-  seeds agree by chance in 1 of 16 comparisons. Hence two sets of seeds: set B chose and tested by itself.
+  seeds agree by chance in 1 of 16 comparisons; hence two sets of seeds, which agree by chance in 1 of 512. Set B chose
+  and tested by itself, on the same data.
 - A run is *lost* if it is not finite, or if its training loss ends above 95 % of that before the first step or, with
   ten classes of equal size, of that of guessing (added when the first rows were there: networks that begin far above
   guessing and end at it were not called lost).
