@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo docs tutorial test test-all test-oldest test-newest test-deepspeed compatibility test-browser release-check lint lint-js types screenshots gallery bench bench-doctors bench-tab cost bench-rates bench-spikes bench-clip-find bench-shadows clean
+.PHONY: demo docs tutorial test test-all test-oldest test-newest test-deepspeed compatibility test-browser release-check lint lint-js types screenshots gallery bench bench-doctors bench-tab cost bench-rates bench-spikes bench-clip-find bench-shadows study study-report clean
 
 demo: $(STAMP)  ## train a small CNN on handwritten digits with NonFiniteGuard, ZClip and GradientMonitor
 	$(BIN)/python examples/vision.py
@@ -98,6 +98,13 @@ bench-spikes: $(STAMP)  ## twenty planted blow-ups, five seeds, five ways: resul
 
 bench-shadows: $(STAMP)  ## what shadows predict beside real second runs, and what they cost: the tables of docs/how-to/shadow.md; about 8 minutes
 	OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python -m benchmarks.shadows --page
+
+# DATA=DIR for the real sets, QUICK=1 for five minutes to see that it runs, SEEDS=B for the second set.
+study: $(STAMP)  ## where clipping helps: runs what benchmarks/results/study.csv does not have yet, on two processes; an hour a set
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.study $(if $(QUICK),--quick) $(if $(DATA),--data-dir $(DATA)) $(if $(SEEDS),--seeds $(SEEDS))
+
+study-report: $(STAMP)  ## docs/evidence.md and its plots from the results of `make study`
+	$(BIN)/python -m benchmarks.study.report
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
