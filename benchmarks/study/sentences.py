@@ -55,8 +55,9 @@ CLAIMS: tuple[tuple[str, str, str], ...] = (
         "converges faster",
         "**With plain SGD on a language model, yes**, by the Trainer's clip, tuned; by a rule for the "
         "output layer less; ZClip's defaults hardly. It closes a part of the gap to AdamW, not all.",
-        "bits: clip {language-sgd/clip/test=better}, {language-sgd-shakespeare/clip/test=better}, "
-        "head-rule {language-sgd/head-rule/test=not shown}, beside the clip "
+        "bits: clip {language-sgd/clip/test=better}, {language-sgd-shakespeare/clip/test=better}, steps "
+        "earlier where none ends {language-sgd-shakespeare/clip/steps=better}; head-rule "
+        "{language-sgd/head-rule/test=not shown}, beside the clip "
         "{language-sgd/head-rule/test/clip=worse}, AdamW {language-sgd/AdamW/test=better}; of the gap to "
         "AdamW the clip closes {gap/language-sgd/clip} and {gap/language-sgd-shakespeare/clip}, the rule "
         "{gap/language-sgd/head-rule} and {gap/language-sgd-shakespeare/head-rule}",
