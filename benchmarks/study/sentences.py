@@ -46,7 +46,7 @@ CLAIMS: tuple[tuple[str, str, str], ...] = (
     (
         "less overfitting",
         "**Not shown.** On a run that does overfit no method of ours is better on the test set, or loses "
-        "less after its best value. Nor does the Trainer's clip.",
+        "less after its best value. Nor is the Trainer's clip.",
         "test: ZClip {overfitting/ZClip/test=not shown}, AGC {overfitting/AGC/test=not shown}; best less "
         "last: ZClip {overfitting/ZClip/best=not shown}, AGC {overfitting/AGC/best=not shown}; clip: gap "
         "{overfitting/clip/train=not shown}, test {overfitting/clip/test=not shown}",
@@ -115,7 +115,7 @@ GUIDE: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "anything in which some batches are bad",
-        "`GradientClip(1.0)` or the value that `clip_find` names; `SpikeGuard()` drops them",
+        "`GradientClip(1.0)` or the value that `clip_find` names; [`SpikeGuard()`](training-spikes.md) drops them",
         "a better model: {bad-batches/clip-1.0/test=better}",
         "`ZClip()` to be better than a fixed clip: {bad-batches/ZClip/test/clip-1.0=worse}",
     ),
@@ -133,7 +133,7 @@ GUIDE: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "wrong labels, images",
-        "a lower rate or fewer steps; then a small `GradientClip(0.1)`",
+        "a lower rate, or a small `GradientClip(0.1)`",
         "little: {images-wrong-labels/clip/test=better}",
         "`AGC()` or `ZClip()` to help: {images-wrong-labels/AGC/test=worse}, "
         "{images-wrong-labels/ZClip/test=not shown}",
@@ -153,13 +153,13 @@ GUIDE: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "a run that overfits",
-        "fewer steps, weight decay, AdamW",
+        "what you would do without us",
         "nothing from a clip: {overfitting/ZClip/test=not shown}, {overfitting/AGC/test=not shown}",
         "a smaller gap",
     ),
     (
         "speech, a GRU, SGD",
-        "`gradient_clip_val=1.0` if the rate is high",
+        "no clip, or `gradient_clip_val=1.0`",
         "no better best: {speech/clip-1.0/test=not shown}",
         "`AGC()` to be harmless: {speech/AGC/test=worse}",
     ),
