@@ -100,7 +100,7 @@ bench-shadows: $(STAMP)  ## what shadows predict beside real second runs, and wh
 	OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python -m benchmarks.shadows --page
 
 # DATA=DIR for the real sets, QUICK=1 for five minutes to see that it runs, SEEDS=B for the second set.
-study: $(STAMP)  ## where clipping helps: runs what benchmarks/results/study.csv does not have yet, on two processes; an hour a set
+study: $(STAMP)  ## where clipping helps: runs what benchmarks/results/study.csv does not have yet, on two processes; half an hour a set
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.study $(if $(QUICK),--quick) $(if $(DATA),--data-dir $(DATA)) $(if $(SEEDS),--seeds $(SEEDS))
 
 study-report: $(STAMP)  ## docs/evidence.md and its plots from the results of `make study`

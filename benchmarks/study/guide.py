@@ -69,6 +69,6 @@ def figure(found: Found, named: str, verdict: str) -> str | None:
     experiment, arm, quantity, against = (*named.split("/"), "none")[:4]
     for one in found.get(experiment, ()):
         if (one.arm.name, one.against.name) == (arm, against) and one.quantity.name.startswith(quantity):
-            means = [f"{effect.mean:+.2g}" for effect in one.effects.values() if effect.verdict != UNKNOWN]
+            means = [f"{round(effect.mean, 5):+.2g}" for effect in one.effects.values() if effect.verdict != UNKNOWN]
             return f"{', '.join(means)} ([{experiment}](#{experiment}))" if one.verdict == verdict else None
     return None

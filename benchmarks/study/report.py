@@ -121,7 +121,7 @@ def in_short(found: Sequence[Finding]) -> str:
     )
     lines = ["### In short\n", "Listed are the tasks with the same verdict in every set of seeds that ran.\n"]
     for title, some in tables:
-        lines += [f"{title}\n", "| what | of | better | worse | no difference that counts |", "|---" * 5 + "|"]
+        lines += [f"{title}\n", "| what | of | better | worse | not shown, or too small to count |", "|---" * 5 + "|"]
         for name, arm in dict.fromkeys(
             (f.quantity.name, f.arm.name) for f in sorted(some, key=lambda f: f.quantity.name)
         ):

@@ -46,7 +46,7 @@ CLAIMS: tuple[tuple[str, str, str], ...] = (
     (
         "less overfitting",
         "**Not shown.** On a run that does overfit no method of ours is better on the test set, or loses "
-        "less after its best value. Nor does the Trainer's clip.",
+        "less after its best value. Nor is the Trainer's clip.",
         "test: ZClip {overfitting/ZClip/test=not shown}, AGC {overfitting/AGC/test=not shown}; best less "
         "last: ZClip {overfitting/ZClip/best=not shown}, AGC {overfitting/AGC/best=not shown}; clip: gap "
         "{overfitting/clip/train=not shown}, test {overfitting/clip/test=not shown}",
@@ -55,8 +55,9 @@ CLAIMS: tuple[tuple[str, str, str], ...] = (
         "converges faster",
         "**With plain SGD on a language model, yes**, by the Trainer's clip, tuned; by a rule for the "
         "output layer less; ZClip's defaults hardly. It closes a part of the gap to AdamW, not all.",
-        "bits: clip {language-sgd/clip/test=better}, {language-sgd-shakespeare/clip/test=better}, "
-        "head-rule {language-sgd/head-rule/test=not shown}, beside the clip "
+        "bits: clip {language-sgd/clip/test=better}, {language-sgd-shakespeare/clip/test=better}, steps "
+        "earlier where none ends {language-sgd-shakespeare/clip/steps=better}; head-rule "
+        "{language-sgd/head-rule/test=not shown}, beside the clip "
         "{language-sgd/head-rule/test/clip=worse}, AdamW {language-sgd/AdamW/test=better}; of the gap to "
         "AdamW the clip closes {gap/language-sgd/clip} and {gap/language-sgd-shakespeare/clip}, the rule "
         "{gap/language-sgd/head-rule} and {gap/language-sgd-shakespeare/head-rule}",
@@ -114,7 +115,7 @@ GUIDE: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "anything in which some batches are bad",
-        "`GradientClip(1.0)` or the value that `clip_find` names; `SpikeGuard()` drops them",
+        "`GradientClip(1.0)` or the value that `clip_find` names; [`SpikeGuard()`](training-spikes.md) drops them",
         "a better model: {bad-batches/clip-1.0/test=better}",
         "`ZClip()` to be better than a fixed clip: {bad-batches/ZClip/test/clip-1.0=worse}",
     ),
@@ -132,7 +133,7 @@ GUIDE: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "wrong labels, images",
-        "a lower rate or fewer steps; then a small `GradientClip(0.1)`",
+        "a lower rate, or a small `GradientClip(0.1)`",
         "little: {images-wrong-labels/clip/test=better}",
         "`AGC()` or `ZClip()` to help: {images-wrong-labels/AGC/test=worse}, "
         "{images-wrong-labels/ZClip/test=not shown}",
@@ -152,13 +153,13 @@ GUIDE: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "a run that overfits",
-        "fewer steps, weight decay, AdamW",
+        "what you would do without us",
         "nothing from a clip: {overfitting/ZClip/test=not shown}, {overfitting/AGC/test=not shown}",
         "a smaller gap",
     ),
     (
         "speech, a GRU, SGD",
-        "`gradient_clip_val=1.0` if the rate is high",
+        "no clip, or `gradient_clip_val=1.0`",
         "no better best: {speech/clip-1.0/test=not shown}",
         "`AGC()` to be harmless: {speech/AGC/test=worse}",
     ),
