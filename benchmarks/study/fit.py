@@ -6,6 +6,8 @@ import logging
 import math
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,6 +89,22 @@ class Learner(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+@contextmanager
+def silence() -> Iterator[None]:
+    """Errors only, of Lightning and of ours; the levels come back."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning_calib")]
+    levels = [one.level for one in loggers]
+    for one in loggers:
+        one.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for one, level in zip(loggers, levels, strict=True):
+            one.setLevel(level)
+
+
 def fit(experiment: Experiment, arm: Arm, cell: Cell, seed: int, folder: Path | None, *, test: bool) -> Outcome:
     """Trains once; with `test` the test set is measured, too, and a monitor states the mean cut."""
     began = time.process_time()
@@ -96,10 +114,7 @@ def fit(experiment: Experiment, arm: Arm, cell: Cell, seed: int, folder: Path | 
     before = learner.measure(some)["loss"]
     monitor = GradientMonitor() if test and arm.way in OURS else None  # an observer: the run keeps its bits
     callbacks: list[Callback] = WAYS[arm.way](cell.threshold) + ([monitor] if monitor else [])
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    logging.getLogger("lightning_calib").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with silence():
         Trainer(
             accelerator="cpu",
             devices=1,

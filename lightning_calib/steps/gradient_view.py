@@ -160,11 +160,8 @@ class GradientView:
         """The same for what only observes, which must change no bit of what those that act read later in this step.
 
         Norms folded from those of units, and norms kept up through a rescale, have other last bits than norms read from
-        the gradients. So what nobody who acts has asked for is kept apart, and only until the next rescale.
-
-        Args:
-            norm_type: The p of the p-norm.
-            units: Whether it needs the norms of units.
+        the gradients. So what nobody who acts has asked for is kept apart, and only until the next rescale. With
+        ``units`` the norms of units are read.
         """
         key = (norm_type, units or self.units)
         if key[1] == self.units and norm_type in self.readings:

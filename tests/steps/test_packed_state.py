@@ -169,5 +169,5 @@ def test_the_threshold_is_the_median_of_the_targets_that_are_one(view):
     fresh.parts[0].judge(fresh.parts[0].observe(view.reading()), clip=True)
     assert fresh.threshold() is None  # in the warm-up nothing is bounded
     part = learnt(view)
-    targets = part.report.targets
+    targets = part.last[1]
     torch.testing.assert_close(PartsMemory([part]).threshold(), targets.mean())  # of two, the middle
