@@ -69,7 +69,7 @@ class PreciseBatchNorm(PublicCallback):
     """
 
     num_batches: int
-    forward: Callable[["pl.LightningModule", Any], Any] | None
+    forward: Callable[[pl.LightningModule, Any], Any] | None
 
     def __init__(
         self, num_batches: int = 200, *, forward: Callable[["pl.LightningModule", Any], Any] | None = None
