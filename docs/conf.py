@@ -26,7 +26,7 @@ autodoc_typehints = "signature"
 
 # The build needs no network, so the names of other packages stay text; all of our own are looked up (`-n`).
 nitpick_ignore_regex = [
-    (r"py:.*", r"(collections|os|pathlib|lightning|numpy|torch)\..*"),
+    (r"py:.*", r"(collections|os|pathlib|lightning|pl|numpy|torch)\..*"),
     (r"py:obj", r".*"),
     (r"py:exc", r"MisconfigurationException"),
     (r"py:class", r"lightning_calib\..*\.(SegmentRescaler|Run|LayerRows|ShadowRows|FactsRecord)"),  # not public
