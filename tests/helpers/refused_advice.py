@@ -14,7 +14,9 @@ _REFUSED = re.compile(
 
 
 def refused(report: Report) -> list[str]:
-    """Advice and lines to paste that name such a callback."""
+    """Advice and lines to paste that name such a callback; why a value is suggested may name one that ran."""
     lines = [f"{one.code}: {one.advice}" for one in report.findings if _REFUSED.search(one.advice)]
-    lines += [f"suggestion: {one}" for one in report.suggestion if _REFUSED.search(f"{one} {one.callback}")]
+    for one in report.suggestion:
+        to_paste = " ".join([one.callback, *re.findall("`[^`]*`", str(one))])
+        lines += [f"suggestion: {one}"] if _REFUSED.search(to_paste) else []
     return lines
