@@ -134,3 +134,11 @@ class Tab:
         own = self.address[: self.address.index("/", len("http://")) + 1]
         allowed = (own, "data:", "about:", "blob:" + own)
         return [url for url in self.page.requests() if not url.startswith(allowed)]
+
+
+def shown(tab: Tab, dark: bool = False, /, **choices: object) -> Tab:
+    """The tab with these choices, once its verdict is there."""
+    tab.open(dark, **choices)
+    tab.until("!d.querySelector('.verdict').classList.contains('waiting')")
+    tab.settle()
+    return tab

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from chromium import browser, executable
-from tab import Tab, served
+from tab import Tab, served, shown
 from written import ABSENT, NAMES, layers, norms, run, shadows, totals, whole, writer
 
 from lightning_calib.cli import main
@@ -52,13 +52,6 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tab(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
     with served(logs) as address, browser(tmp_path_factory.mktemp("profile")) as page:
         yield Tab(page, address)
-
-
-def shown(tab: Tab, dark: bool = False, /, **choices: object) -> Tab:
-    tab.open(dark, **choices)
-    tab.until("!d.querySelector('.verdict').classList.contains('waiting')")
-    tab.settle()
-    return tab
 
 
 def cells(tab: Tab, name: str) -> list[str]:

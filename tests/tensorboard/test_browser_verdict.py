@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from chromium import browser, executable
-from tab import Tab, served
+from tab import Tab, served, shown
 from written import GLOBAL_NAMES, NAMES, event, events, layers, norms, run, totals, whole, writer
 
 from lightning_calib import Report, read_events
@@ -78,13 +78,6 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tab(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
     with served(logs) as address, browser(tmp_path_factory.mktemp("profile")) as page:
         yield Tab(page, address)
-
-
-def shown(tab: Tab, dark: bool = False, /, **choices: object) -> Tab:
-    tab.open(dark, **choices)
-    tab.until("!d.querySelector('.verdict').classList.contains('waiting')")
-    tab.settle()
-    return tab
 
 
 @pytest.mark.parametrize("name", ["sick", "two", "well", "nans"])
