@@ -20,7 +20,7 @@ test-browser: $(STAMP)  ## the "Gradients" tab in a real browser; needs Chromium
 # All that trains or computes. What a version cannot do is skipped with the reason: tests/helpers/left_out.py. torch from PyPI
 # takes some 5 GB, and a minute or two; PYTHON=python3.12 takes another Python.
 CORE := $(addprefix tests/,functional policies schedules steps fit callbacks dashboard distributed)
-BESIDE := pytest pytest-xdist hypothesis numpy 'jsonargparse[signatures]' pytorch_optimizer scikit-learn
+BESIDE := pytest pytest-timeout pytest-xdist hypothesis numpy 'jsonargparse[signatures]' pytorch_optimizer scikit-learn
 
 test-oldest:  ## the core of the suite with the oldest versions that pyproject.toml lets in; Python up to 3.12
 	$(PYTHON) -m venv .venv-oldest

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers.planted_study import ARMS, CELLS, PLANNED, Planted
 
 from benchmarks.study import report, table, warning
 from benchmarks.study.__main__ import main
@@ -17,51 +18,18 @@ from benchmarks.study.experiments import TABLE, rates
 from benchmarks.study.findings import Finding, findings
 from benchmarks.study.fit import fit
 from benchmarks.study.guide import judged, with_figures
-from benchmarks.study.plan import SETS, Arm, Cell, Experiment, quick
+from benchmarks.study.plan import SETS, Arm, Cell, quick
 from benchmarks.study.run import Job, expected, one_run, run
 from benchmarks.study.sentences import CLAIMS, GUIDE
 from benchmarks.study.statistics import BETTER, NONE, SMALL, UNKNOWN, WORSE, interval, judge
 from benchmarks.study.table import Row
 
-RATES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-CELLS = tuple(Cell(one) for one in RATES)
-ARMS = (Arm("none", cells=CELLS), Arm("ZClip", "ZClip", CELLS), Arm("none-lowered-as-ZClip", lowered="ZClip"))
-PLANNED = Experiment("made-up", "perceptron", "a", "accuracy", "sgd", 20, 8, ARMS)
-
-
-def planted(gain: float, control: float = 0.0) -> object:
-    """A run that is not trained: best at rate 1, with an effect of ZClip, and its own luck of each run."""
-
-    def made(job: Job) -> Row:
-        luck = random.Random(repr(job.key))
-        value = 0.8 - 0.1 * abs(math.log10(job.cell.rate)) + luck.gauss(0, 0.003)
-        value += gain * (job.arm.name == "ZClip") + control * bool(job.arm.lowered)
-        test = value if job.phase != "choose" else math.nan
-        numbers = (job.cell.rate, math.nan, job.seed, value, value, value, 1.0, 1.0, test, test, test)
-        factor = 0.5 if job.phase == "test" else math.nan
-        one = job.experiment
-        return Row(
-            one.name, one.digest, "data", job.set, job.phase, job.arm.name, *numbers, job.cell.rate > 5, factor, 1.0,
-            (value,),
-        )  # fmt: skip
-
-    return made
-
 
 def made(folder: Path, gain: float, sets: str = "AB", **rest: float) -> list[Row]:
     path = folder / "study.csv"
     for which in sets:
-        # The pool is forked: a function made here is known there.
-        run([PLANNED], which, None, path, 1, planted_runner(gain, **rest))
+        run([PLANNED], which, None, path, 1, Planted(gain, **rest))
     return table.read(path)
-
-
-class planted_runner:  # noqa: N801 - used as a function that can be pickled
-    def __init__(self, gain: float, control: float = 0.0) -> None:
-        self.given = gain, control
-
-    def __call__(self, job: Job) -> Row:
-        return planted(*self.given)(job)  # type: ignore[operator]
 
 
 def the(found: list[Finding], arm: str = "ZClip", against: str = "none", of: str = "test accuracy") -> Finding:
@@ -138,7 +106,7 @@ def test_every_planned_control_belongs_to_one_of_ours_and_every_rate_grid_is_hal
 
 
 def test_resuming_runs_nothing_twice_and_what_broke_off_is_finished(tmp_path: Path) -> None:
-    path, runner = tmp_path / "study.csv", planted_runner(0.0)
+    path, runner = tmp_path / "study.csv", Planted(0.0)
     assert run([PLANNED], "A", None, path, 1, runner) == expected(PLANNED, "A") == 75
     whole = path.read_text()
     assert run([PLANNED], "A", None, path, 1, runner) == 0
@@ -149,8 +117,15 @@ def test_resuming_runs_nothing_twice_and_what_broke_off_is_finished(tmp_path: Pa
     assert sorted(path.read_text().splitlines()) == sorted(whole.splitlines())
 
 
+def test_two_processes_give_the_rows_of_one(tmp_path: Path) -> None:
+    for processes in (1, 2):
+        assert run([PLANNED], "A", None, tmp_path / f"{processes}.csv", processes, Planted(0.05)) == 75
+    one, two = (sorted((tmp_path / f"{processes}.csv").read_text().splitlines()) for processes in (1, 2))
+    assert one == two
+
+
 def test_rows_of_another_plan_or_of_other_data_are_not_mixed(tmp_path: Path) -> None:
-    path, runner = tmp_path / "study.csv", planted_runner(0.0)
+    path, runner = tmp_path / "study.csv", Planted(0.0)
     run([PLANNED], "A", None, path, 1, runner)
     longer = replace(PLANNED, steps=21)
     assert longer.digest != PLANNED.digest

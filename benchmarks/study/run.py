@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
@@ -73,6 +74,16 @@ def expected(experiment: Experiment, which: str) -> int:
     return len(SETS[which]) * (sum(len(arm.cells) for arm in arms) + len(experiment.arms))
 
 
+@contextmanager
+def pool_of(processes: int) -> Iterator[Callable[..., Iterable[Row]]]:
+    """How jobs become rows: one process is this one; several start afresh: a fork of threads can hang."""
+    if processes == 1:
+        yield map
+        return
+    with get_context("spawn").Pool(processes) as pool:
+        yield pool.imap_unordered
+
+
 def run(
     experiments: Sequence[Experiment],
     which: str,
@@ -88,11 +99,11 @@ def run(
     left = total - sum(
         key[2] == which and (key[0], key[1]) in {(e.name, e.digest) for e in experiments} for key in known
     )
-    with get_context("fork").Pool(processes) as pool:
+    with pool_of(processes) as mapped:
         for experiment in experiments:
             for phase in ("choose", "test", "control"):
                 due = [job for job in jobs_of(experiment, rows, which, phase, folder) if job.key not in known]
-                for row in pool.imap_unordered(runner, due):
+                for row in mapped(runner, due):
                     check_data(row, rows)
                     table.append([row], path)
                     rows.append(row)
