@@ -82,6 +82,8 @@ def pool_of(processes: int) -> Iterator[Callable[..., Iterable[Row]]]:
         return
     with get_context("spawn").Pool(processes) as pool:
         yield pool.imap_unordered
+        pool.close()  # what has ended its work need not be killed
+        pool.join()
 
 
 def run(
