@@ -29,8 +29,18 @@ def test_dead_layers_are_named_from_the_output():
     found = first(kill(healthy(), "net.0.weight", "net.2.weight", since=20))
     assert (found.code, found.severity) == ("dead-layer", "look")
     assert found.layers == ("net.2.weight", "net.0.weight")
-    assert "have been exactly zero from step 154 to 299" in found.sentence
+    assert "have been exactly zero from step 104 to 299" in found.sentence
+    assert found.steps == (104, 299)
     assert "LeakyReLU" in found.advice
+
+
+def test_the_steps_of_the_dead_begin_where_the_last_of_them_became_zero():
+    late = kill(kill(healthy(), "net.0.weight", since=20), "net.2.weight", since=25)
+    assert first(late).steps == (129, 299)
+    assert first(kill(healthy(), "net.0.weight")).steps == (4, 299)
+    between = kill(healthy(), "net.0.weight", since=20)
+    column(between, "peak", "net.0.weight")[22] = 1.0
+    assert first(between).steps == (119, 299)
 
 
 def test_biases_rare_gradients_and_a_loss_of_zero_are_not_dead():

@@ -1,9 +1,10 @@
 """A layer whose gradient is exactly zero.
 
-Looks at: weights with two dimensions or more that are trained and have had a gradient. Speaks where it has been exactly
-zero on every step of the last half of the run (the largest between two rows counts), of 50 steps or more, while another
-tensor's was not. Exactly zero, because rounding never gives it: something multiplies by 0. 50 steps, because of eight
-experts one that is drawn at all is missed 50 times in a row in one run of a thousand.
+Looks at: weights with two dimensions or more that are trained and have had a gradient. Speaks where it has been
+exactly zero on every step of the last half of the run (the largest between two rows counts), of 50 steps or more,
+while another tensor's was not. The steps it names begin where the last of them became zero. Exactly zero, because
+rounding never gives it: something multiplies by 0. 50 steps, because of eight experts one that is drawn at all is
+missed 50 times in a row in one run of a thousand.
 
 Not to be confused with a tensor without a gradient (`unused-parameter`), with a loss that is zero because all is
 learned (then every gradient is), with 1-D tensors, LoRA's A at its first step, or rows of an embedding that no batch
@@ -25,17 +26,18 @@ def detect(seen: Measured) -> list[Finding]:
     layers = seen.run.layers
     if layers is None or seen.tensors is None or len(layers.step) < 2 or seen.run.counts.steps < 2 * STEPS:
         return []
-    half = slice(len(layers.step) // 2, None)
-    largest = np.fmax(layers.before[half], layers.peak[half])
-    known = ~np.isnan(largest)
-    alive = (known & (largest > 0)).any(axis=0)
+    rows = len(layers.step)
+    largest = np.fmax(layers.before, layers.peak)
+    known, moves = ~np.isnan(largest[rows // 2 :]), largest > 0
+    alive = moves[rows // 2 :].any(axis=0)
     zero = layers.given & known.any(axis=0) & ~alive & seen.tensors.matrix
     if not zero.any() or not alive.any():
         return []
     dead = tuple(
         layers.names[i] for i in np.flatnonzero(zero)[::-1]
     )  # from the output: zero there makes zero behind it
-    steps = (int(layers.step[half][0]), int(layers.step[-1]))
+    since = (moves[:, zero] * np.arange(1, rows + 1)[:, None]).max()  # the row after the last that was not zero
+    steps = (int(layers.step[since]), int(layers.step[-1]))
     one = len(dead) == 1
     sentence = (
         f"The gradient{'' if one else 's'} of {listed(dead)} {'has' if one else 'have'} been exactly zero from step "
