@@ -21,7 +21,8 @@ class ClipSuggestion:
     """The answer of `clip_find`: which clip value, or that none is needed. `str` says it with its reason.
 
     Its `repr` is a callback to paste, such as ``GradientClip(0.47)``; where no value is suggested it is
-    ``GradientClip(None)``, which clips nothing.
+    ``GradientClip(None)``, which clips nothing. Where no one callback does it, as no pattern tells the
+    parameters of several optimizers apart, it is ``<...>`` with the values, which cannot be pasted.
 
     Args:
         report: Of the short run.
@@ -30,8 +31,9 @@ class ClipSuggestion:
         suggestions: One `Suggestion` for each optimizer: answer, reason, a line for the Trainer and one for a callback.
         value: Largest norm of the whole gradient, None where there is no number; of several optimizers a tuple, in
             their order.
-        policy: What to give to ``GradientClip``: `MaxNorm` of the value, or a policy that follows where the norms
-            moved; None where none is needed, or where only rules do it; of several optimizers a tuple.
+        policy: What to give to ``GradientClip`` for the whole gradient: `MaxNorm` of the value, or a policy that
+            follows where the norms moved; None where none is needed, or where only rules do it; of several optimizers
+            a tuple. A scope or rules that belong to the answer are in the `repr` alone.
         table: What each policy that was judged would have done, as `Report.shadow`.
 
     Raises:
@@ -101,7 +103,10 @@ class ClipSuggestion:
         return axes[0].figure
 
     def __repr__(self) -> str:
-        return next((one.callback for one in self.suggestions if one.callback), "GradientClip(None)")
+        line = next((one.callback for one in self.suggestions if one.callback), "")
+        if not line and any(one.answer in ("clip", "keep") for one in self.suggestions):
+            return f"<no one callback does it; value: {self.value}>"
+        return line or "GradientClip(None)"
 
     def __str__(self) -> str:
         several = len(self.suggestions) > 1

@@ -70,7 +70,8 @@ class Suggestion(NamedTuple):
         if self.answer == "none":
             return f"You need none. {self.reason}"
         lines = [one for one in (self.trainer, f"callbacks=[{self.callback}]" if self.callback else "") if one]
-        said = ", or ".join(lines) or "No value can be told from this run"
+        value = "No value can be told from this run" if self.value is None else f"Its clip value is {self.value:g}"
+        said = ", or ".join(lines) or value
         return f"{'Keep ' if self.answer == 'keep' and lines else ''}{said}. {self.reason}"
 
 

@@ -289,6 +289,11 @@ def test_two_optimizers_get_an_answer_each():
     assert {one.optimizer for one in found.table} == {0, 1}
     trainer = make_trainer([eval(repr(found))], 20)
     trainer.fit(TwoNets(ADAM, ADAM))
+    runs = [run._replace(layers=run.layers._replace(names=tuple("abcd"))) for run in found.report.runs]
+    mixed = ClipSuggestion(Report(runs))
+    assert mixed.value == found.value
+    assert repr(mixed) == f"<no one callback does it; value: {found.value}>"
+    assert str(mixed).splitlines()[1].startswith(f"Optimizer 1: Its clip value is {second:g}. ")
 
 
 def test_of_a_report_without_steps_there_is_no_answer():
