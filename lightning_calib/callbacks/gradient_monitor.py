@@ -88,8 +88,8 @@ class GradientMonitor(CalibratedCallback):
         record that is being filled, and what the events remember (about 100 bytes per parameter).
 
     Note:
-        Above 1,000 rows a record holds the largest of 2, 4, 8, ... rows: 5,977 records for 10^6 rows. An error while
-        writing the tab's records ends them with one warning, not the run.
+        Above 1,000 rows (fewer of more than 20 kB) a record holds the largest of 2, 4, 8, ... rows: 5,977 records for
+        10^6 rows. An error while writing the tab's records ends them with one warning, not the run.
 
         With a fused optimizer under a GradScaler the gradients still carry the scale: the norms are divided by it.
         Under LBFGS the callback says so once, and logs nothing; DeepSpeed's tensors are read on logged steps only.

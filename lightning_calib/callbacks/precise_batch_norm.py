@@ -191,5 +191,6 @@ def _refuse_validation_inside(trainer: "pl.Trainer") -> None:
     if trainer.enable_validation and inside:
         _refuse(
             "Validation inside an epoch would need a second pass over the training data while the first one is "
-            "running. Set `Trainer(val_check_interval=1.0)`, or make the epoch shorter with `limit_train_batches`."
+            "running. Set `Trainer(val_check_interval=1.0, check_val_every_n_epoch=1)`, or make the epoch shorter with "
+            "`limit_train_batches`."
         )

@@ -28,8 +28,7 @@ class AutoClip(SegmentRescaler):
     Args:
         percentile: 0 or in [1, 100]; the paper recommends 10, so that about nine steps in ten are clipped.
         window: How many norms to remember; None is the whole history, as in the paper.
-        rules: ``{glob on parameter name: number, policy or None}``; the first match wins, None leaves alone. Set
-            ``window`` too: all history is kept for one segment only.
+        rules: ``{glob on parameter name: number, policy or None}``; the first match wins, None leaves alone.
         dry_run: Log what would be clipped, and change nothing.
         name: Tells two callbacks of this class apart, in tags and checkpoints.
 

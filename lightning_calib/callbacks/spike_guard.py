@@ -49,7 +49,8 @@ class SpikeGuard(CalibratedCallback):
     neither has helped: ``SpikeError``. A new level that stays, and that older weights see as well, is accepted.
 
     Args:
-        policy: What is expected of the norm and of the loss, as of two segments; any policy that needs no weights.
+        policy: What is expected of the norm and of the loss, as of two segments; any policy that needs no weights
+            and has a window.
         min_ratio: How many times its level a spike is at least, at least 1. At 3 and ``z_max=4`` 52 of 55 healthy runs
             have none; at ``z_max=2.5`` without a ratio 4,800 healthy steps have up to 260.
         ladder: What may be done, in this order: ``"skip"``, ``"rewind"``, ``"stop"``. Without ``"stop"`` spikes that

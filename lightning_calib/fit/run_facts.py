@@ -51,7 +51,9 @@ def run_facts(
         manual=manual,
         optimizers=len(trainer.optimizers),
         guarded=any(one._needs.nonfinite for one in participants),
-        rules=tuple(type(getattr(one, "rule", one)).__name__ for one in participants if one._needs.scales_rates),
+        rules=tuple(
+            type(one.rule).__name__ for one in participants if one._needs.scales_rates and hasattr(one, "rule")
+        ),
         norm_layers=tuple(name for name, one in module.named_modules() if isinstance(one, _BatchNorm) and one.training),
         batch_size=_batch_size(trainer.train_dataloader),
         world_size=int(trainer.world_size),

@@ -65,5 +65,5 @@ def warn_of_two_clippers(facts: FitFacts, participants: Sequence[Participant]) -
     if clippers and facts.clip.how in ("norm", "value"):
         rank_zero_warn(
             f"Two things clip the gradient: first {', '.join(clippers)}, and last {facts.clip}. "
-            "The Trainer's clip sees what ours left, so the smaller threshold wins. Remove one of them."
+            "The Trainer's clip sees what ours left. Remove one of them."
         )

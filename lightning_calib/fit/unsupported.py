@@ -70,7 +70,7 @@ REFUSED = (
     ),
     Refused("DeepSpeedStrategy", "forward", *_NOT_WHOLE, _KIND),
     # Optimizers
-    Refused(LBFGS, "gradients", *_SEVERAL_CLOSURES, _OWN),
+    Refused(LBFGS, "gradients", _SEVERAL_CLOSURES[0], "Use another optimizer, a first-order one", _OWN),
     Refused("Rprop", "rates", _READS_EARLY, "Use another optimizer", "{kind}"),
     Refused("ZeroRedundancyOptimizer", "rates", _COPIES_EARLY, "Use another optimizer", "{kind}"),
     # Ways of stepping

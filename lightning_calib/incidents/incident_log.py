@@ -17,8 +17,8 @@ _RANGES = 1000  # of steps with incidents
 _LATER: dict[str, Any] = {"norms": [], "steps": [], "moved_at": -1, "moved": 0.0}  # not saved by earlier versions
 SICK = 0.05  # share of them that is no longer normal; start-up calibration is not counted
 _TROUBLE = (
-    "the GradScaler does not find a scale that works: {}. Use precision='bf16-mixed', a larger epsilon where the model "
-    "divides, or a shorter growth_interval; if the loss itself grows, a lower learning rate."
+    "the GradScaler does not find a scale that works: {}. Use precision='bf16-mixed', or a larger epsilon where the "
+    "model divides; if the loss itself grows, a lower learning rate."
 )
 
 

@@ -18,7 +18,7 @@ from lightning_calib.functional.estimators import (
 from lightning_calib.functional.judge import STATE_LIMIT, Observation
 from lightning_calib.policies.warmup import Warmup
 
-_WIDEST = STATE_LIMIT // 4  # float32 numbers
+_WIDEST = STATE_LIMIT // 4 - 2  # float32 numbers, beside the count of them
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Percentile(Warmup):
     Args:
         percentile: p, 0 or in [1, 100], and no fraction of 1. 95 touches outliers only; the AutoClip paper recommends
             10.
-        window: The number of norms to remember, in [1, 2^24]; None keeps the whole history, for one segment only.
+        window: The number of norms to remember, in [1, 2^24 - 2]; None keeps the whole history, for one segment only.
         warmup_steps: The number of observed norms before the first judgement, at least 0.
         warmup_max_norm: The largest norm of a segment during its warm-up, in (0, inf]; None clips nothing in it. What
             enters the window is the whole norm, with or without it.

@@ -46,7 +46,7 @@ class Suggestion(NamedTuple):
         callback: A callback of ours that does the same, such as "GradientClip(0.47)"; of several optimizers one for
             all; empty where none is needed, and under DeepSpeed, which refuses it.
         policy: What the callback judges this optimizer's gradient by, such as "MaxNorm(0.47)" or "ZScore()"; empty
-            where there is no callback.
+            where there is no callback, or where only its rules do it.
         optimizer: Its place among the optimizers.
         clip_rate: Share of the steps of the window whose norm was above `value`, in [0, 1]; nan without a value.
         window: Steps of the recent window that it is taken from.
@@ -70,8 +70,9 @@ class Suggestion(NamedTuple):
         if self.answer == "none":
             return f"You need none. {self.reason}"
         lines = [one for one in (self.trainer, f"callbacks=[{self.callback}]" if self.callback else "") if one]
-        value = "No value can be told from this run" if self.value is None else f"Its clip value is {self.value:g}"
-        said = ", or ".join(lines) or value
+        if not lines and self.value is None:
+            return f"No value can be told from this run. {self.reason}" if self.answer == "unknown" else self.reason
+        said = ", or ".join(lines) or f"Its clip value is {self.value:g}"
         return f"{'Keep ' if self.answer == 'keep' and lines else ''}{said}. {self.reason}"
 
 
@@ -126,8 +127,10 @@ def _of_findings(seen: Measured, found: dict[str, Finding]) -> Suggestion | None
         return Suggestion("clip", None, _said(told), callback=_quoted(told.advice))
     told = found.get("clip-twice")
     if told is not None:
-        least = min((one.max_norm for one in acting(seen) if one.max_norm is not None), default=None)
-        return _clip(seen, least, _said(told), "keep") if least is not None else None
+        known = [one.max_norm for one in acting(seen) if one.max_norm is not None]
+        if len(known) < len(acting(seen)):  # which of them is lower is not known
+            return Suggestion("unknown", None, _said(told))
+        return _clip(seen, min(known), _said(told), "keep")
     told = next((found[code] for code in _TOLD if code in found), None)
     if told is not None and "suggested_max_norm" in told.evidence:
         return _clip(seen, told.evidence["suggested_max_norm"], _said(told))

@@ -32,6 +32,12 @@ def decimal(value: float) -> str:
     return f"{float(f'{value:.1e}'):g}"
 
 
+def module_line(owner: str) -> str:
+    """A module of the LightningModule, to paste: what has a number in its path is no Python as it is."""
+    plain = all(part.isidentifier() for part in owner.split("."))
+    return f"self.{owner}" if plain else f'self.get_submodule("{owner}")'
+
+
 def times(factor: float) -> str:
     """How many times: three digits, without an exponent where it can be read."""
     return f"{factor:,.0f}" if 1000 <= factor < 1e7 else f"{factor:.3g}"

@@ -78,8 +78,7 @@ TEXTS = [
         MyLBFGS(WEIGHTS),
         "gradients",
         "MyLBFGS is not supported: it evaluates the gradient several times per step, and each call would be judged as "
-        "a step of its own. Use another optimizer, a first-order one, or manual optimization with one "
-        "`optimizer.step()` per gradient.",
+        "a step of its own. Use another optimizer, a first-order one.",
     ),
     (
         MyRprop(WEIGHTS),

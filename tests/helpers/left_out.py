@@ -16,7 +16,7 @@ LEFT_OUT: dict[tuple[str, tuple[int, int], str], tuple[str, ...]] = {
     ("lightning", (2, 6), "`val_check_interval` cannot be a time"): (
         "callbacks/test_precise_batch_norm_refusals.py::test_validation_inside_an_epoch_is_refused[{",
     ),
-    ("torch", (2, 5), "it cannot average squares of bfloat16 on a CPU"): (
+    ("torch", (2, 6), "it cannot average squares of bfloat16 on a CPU"): (
         "callbacks/test_dashboard.py::test_histograms_count_what_is_there[bf16]",
         "callbacks/test_monitor.py::test_half_precision_weights",
     ),

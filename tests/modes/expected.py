@@ -80,8 +80,7 @@ def _windows() -> list[Mode]:
 
 LBFGS = (
     "LBFGS is not supported: it evaluates the gradient several times per step, and each call would be judged as a step "
-    "of its own. Use another optimizer, a first-order one, or manual optimization with one `optimizer.step()` per "
-    "gradient."
+    "of its own. Use another optimizer, a first-order one."
 )
 PAST = (
     "An optimizer's step has gone past Lightning: `self.optimizers(use_pl_optimizer=False)` gives torch's own "

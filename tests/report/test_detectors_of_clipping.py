@@ -1,5 +1,7 @@
 """What clipping does to each kind of optimizer: each finding where it must be, and where it must not."""
 
+import re
+
 import numpy as np
 import pytest
 from helpers.made_runs import clipped, column, grads, healthy
@@ -231,7 +233,14 @@ def test_other_clippers_get_their_own_line():
     run = hog("sgd", slice(None))
     rate = run.clippers[0].clip_rate
     found = first(run._replace(clippers=(Clipper("ZClip", "adaptive", rate),)))
-    assert "`callbacks=[ZClip(rules=" in found.advice
+    assert re.search(r'add `rules={"embed.weight": [0-9.]+}` to your ZClip\.$', found.advice), found.advice
+    behind = (
+        Clipper("GradientValueClip", "adaptive", 0.01),
+        Clipper("Trainer(gradient_clip_val=1)", "fixed", rate, 1.0),
+    )
+    found = first(run._replace(clippers=behind))
+    assert "`callbacks=[GradientClip(1, rules=" in found.advice
+    assert "instead of `gradient_clip_val`" in found.advice
     trainer = first(run._replace(clippers=(Clipper("Trainer(gradient_clip_val=1)", "fixed", rate, 1.0),)))
     assert "instead of `gradient_clip_val`" in trainer.advice
 

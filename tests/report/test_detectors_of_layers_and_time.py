@@ -5,6 +5,7 @@ import pytest
 from helpers.made_runs import column, grads, healthy
 
 from lightning_calib.report import Report
+from lightning_calib.report.run import Clipper
 
 
 def codes(*runs):
@@ -59,11 +60,17 @@ def unused(run, *tensors):
     return run
 
 
+def unnamed(run, name):
+    names = tuple("(unnamed 3)" if one == name else one for one in run.layers.names)
+    return run._replace(layers=run.layers._replace(names=names))
+
+
 def test_a_parameter_without_a_gradient_is_unused():
     found = first(unused(healthy(), "net.2.weight", "net.2.bias"))
     assert (found.code, found.severity) == ("unused-parameter", "look")
     assert "`net.2.weight` and `net.2.bias` never got a gradient in 300 steps" in found.sentence
-    assert "`self.net.2.requires_grad_(False)`" in found.advice
+    assert "such as" not in first(unnamed(unused(healthy(), "net.2.weight"), "net.2.weight")).advice
+    assert '`self.get_parameter("net.2.weight").requires_grad_(False)`' in found.advice
 
 
 def test_it_is_left_in_peace_at_first_or_where_a_sibling_is_drawn_now_and_then():
@@ -207,6 +214,8 @@ def test_a_spike_of_norm_and_loss_is_named_with_step_and_layer(rows):
     assert found.layers[0] == "net.0.weight"
     assert found.evidence["times"] > 10
     assert "ZClip()" in found.advice
+    there = spiked(rows=rows, row=rows * 2 // 3)._replace(clippers=(Clipper("AutoClip", "adaptive", 0.1),))
+    assert "noise, and AutoClip clips what it judges too large; look at the batch" in first(there).advice
 
 
 def test_a_spike_tells_whether_the_loss_came_back():

@@ -141,6 +141,8 @@ def test_weights_that_hardly_move_have_too_low_a_rate(kind):
     assert found.evidence["reach"] < 0.02
     assert found.evidence["moved"] < 0.01
     assert f"`lr={found.evidence['suggested_lr']:g}`" in found.advice
+    assert found.advice.endswith(", or let Lightning's `Tuner(trainer).lr_find(model)` look.")
+    assert first(slow(kind, optimizers=2)).advice.endswith("until the loss falls.")
     assert "cannot have lowered the loss of 2.4 by more than" in found.sentence
 
 
@@ -207,6 +209,25 @@ def test_one_layer_that_is_far_faster_by_both_measures_is_named(times):
         assert found[0].layers == ("head.weight",)
         assert "`head.weight` moves" in found[0].sentence
         assert found[0].evidence["suggested_lr"] == pytest.approx(0.1 / found[0].evidence["ratio"])
+
+
+@pytest.mark.parametrize(
+    ("owner", "line"),
+    [
+        ("vit.head", 'self.vit.head.parameters(), "lr": '),
+        ("net.4", 'self.get_submodule("net.4").parameters(), "lr": '),
+        ("(root)", '[self.get_parameter("head.weight")], "lr": '),
+    ],
+)
+def test_the_group_to_paste_is_python_whatever_the_module_is_called(owner, line):
+    run = healthy("sgd")
+    column(run, "update", "head.weight")[:] *= 300.0
+    owners = tuple(
+        owner if name.startswith("head") else one for one, name in zip(run.layers.owners, run.layers.names, strict=True)
+    )
+    found = first(run._replace(layers=run.layers._replace(owners=owners)))
+    assert f'`{{"params": {line}' in found.advice
+    compile(found.advice.split("`")[1], "", "eval")
 
 
 def test_a_weight_that_began_at_zero_is_not_fast():

@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from report.planted.fit import quiet
 from torch import nn
 
-from lightning_calib import GradientClip, LearningRateControl, NonFiniteGuard
+from lightning_calib import GradientClip, LearningRateControl, NonFiniteGuard, SpikeGuard
 from lightning_calib.schedules import InverseNorm
 
 
@@ -131,6 +131,8 @@ def test_a_rule_is_seen_in_the_effective_rate_only():
     assert run.scalars.lr.tolist() == [0.05] * 4
     assert (run.scalars.lr_effective < 0.005).all()
     assert run.facts.rules == ("InverseNorm",)
+    (run,) = recorded(Tiny(), callbacks=[SpikeGuard(lr_factor=0.5)])
+    assert run.facts.rules == ()
 
 
 def test_accumulation_makes_the_mean_of_the_micro_batches_a_loss():

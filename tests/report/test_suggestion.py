@@ -159,11 +159,12 @@ def test_of_two_clips_the_lower_is_kept():
     assert (found.answer, found.value) == ("keep", 0.8)
 
 
-def test_of_two_adaptive_clips_the_norms_decide():
+@pytest.mark.parametrize("other", [Clipper("ZClip", "adaptive", 0.6), Clipper("GradientClip", "fixed", 0.9, 0.2)])
+def test_which_of_two_clips_is_lower_is_not_known_of_an_adaptive_one(other):
     run = healthy("adam")
-    twice = tuple(Clipper(name, "adaptive", 0.6) for name in ("AutoClip", "ZClip"))
-    finding, found = first(run._replace(clippers=twice))
-    assert (finding.code, found.answer) == ("clip-twice", "none")
+    finding, found = first(run._replace(clippers=(other, Clipper("AutoClip", "adaptive", 0.6))))
+    assert (finding.code, finding.advice) == ("clip-twice", "Remove one of them: one is enough.")
+    assert (found.answer, found.reason) == ("unknown", f"{finding.sentence} {finding.advice}")
 
 
 def test_a_rate_that_is_too_high_is_mended_by_no_clip_value():

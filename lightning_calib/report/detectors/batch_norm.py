@@ -37,7 +37,8 @@ def detect(seen: Measured) -> list[Finding]:
     evidence = {"norm_shift": shift, "val_loss": val, "loss_first": loss.first, "loss_last": loss.last}
     evidence |= {"batch_size": float(facts.batch_size)} if facts.batch_size else {}
     gap = bool(loss.learned and val > loss.first)
-    precise = "`Trainer(callbacks=[PreciseBatchNorm()])` recomputes them before validation"
+    given = "forward=lambda module, batch: ..." if facts.manual else ""  # which it cannot know by itself
+    precise = f"`Trainer(callbacks=[PreciseBatchNorm({given})])` recomputes them before validation"
     if shift > _FAR or (gap and shift > _HALF):
         bad = f"; the validation loss is {val:.3g} where training is at {loss.last:.3g}" if gap else ""
         sentence = f"BatchNorm's running means are {shift:.2g} standard deviations from those of the batches{bad}."

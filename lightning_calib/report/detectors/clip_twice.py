@@ -26,8 +26,8 @@ def detect(seen: Measured) -> list[Finding]:
         f"The gradient is clipped twice: {first.name} reduced it on {percent(rate)} of the steps, and {second.name} "
         f"what was left on {percent(rate_second)}."
     )
-    lower = min((one for one, _ in often[:2]), key=lambda one: one.max_norm or float("inf"))
-    keep = f"the lower one, {lower.name}, decides alone" if lower.max_norm is not None else "one is enough"
+    fixed = [(one.max_norm, one.name) for one, _ in often[:2] if one.max_norm is not None]
+    keep = f"the lower one, {min(fixed)[1]}, decides alone" if len(fixed) == 2 else "one is enough"
     advice = f"Remove one of them: {keep}."
     if second.name.startswith("Trainer("):
         advice += " Without the Trainer's, drop `gradient_clip_val`."

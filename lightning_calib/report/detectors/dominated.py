@@ -55,7 +55,8 @@ class _Hog(NamedTuple):
 def detect(seen: Measured) -> list[Finding]:
     """A finding where some tensors are scaled down for others."""
     layers = seen.run.layers
-    clippers = [one for one in acting(seen) if one.clip_rate != 0]
+    # A clip by value scales nobody for another.
+    clippers = [one for one in acting(seen) if one.clip_rate != 0 and not one.name.startswith("GradientValueClip")]
     if layers is None or not clippers or len(layers.names) < 2:
         return []
     hog = _find(layers, scale_free=seen.scale_free)
@@ -69,15 +70,14 @@ def detect(seen: Measured) -> list[Finding]:
         f"On clipped steps {listed(names)} {'was' if len(names) == 1 else 'were'} {percent(hog.share)} of the squared "
         f"norm{usual}; {scaled}."
     )
-    fixed = next((one.max_norm for one in clippers if one.max_norm is not None), None)
+    clipper = next((one for one in clippers if one.max_norm is not None), clippers[0])
+    fixed = clipper.max_norm
     own = _own_norms(layers, hog)
     rules = ", ".join(f'"{name}": {decimal(value)}' for name, value in zip(names, own, strict=True))
-    called = clippers[0].name
+    line = f"add `rules={{{rules}}}` to your {clipper.name}"  # whose other arguments are to stay
     if fixed is not None:
-        line, instead = f"GradientClip({fixed:g}, rules={{{rules}}})", called
-    else:
-        line, instead = f"{called.split('(')[0]}(rules={{{rules}}})", called
-    place = "instead of `gradient_clip_val`" if instead.startswith("Trainer") else f"instead of {instead}"
+        instead = "`gradient_clip_val`" if clipper.name.startswith("Trainer") else clipper.name
+        line = f"`callbacks=[GradientClip({fixed:g}, rules={{{rules}}})]` instead of {instead}"
     evidence = {
         "share": hog.share,
         "share_usual": hog.usual,
@@ -87,7 +87,7 @@ def detect(seen: Measured) -> list[Finding]:
         "suggested_max_norm": float(own[0]),
     }
     evidence |= {"max_norm": fixed} if fixed is not None else {}
-    advice = f"Give {'it a rule' if len(names) == 1 else 'them rules'} of its own: `callbacks=[{line}]` {place}."
+    advice = f"Give {'it a rule' if len(names) == 1 else 'them rules'} of its own: {line}."
     if len(names) > 1:
         advice = advice.replace("of its own", "of their own")
     if seen.run.facts.engine:  # which clips the gradient as a whole

@@ -20,7 +20,7 @@ import numpy as np
 
 from lightning_calib.report.finding import Finding
 from lightning_calib.report.measured import Measured
-from lightning_calib.report.wording import decimal, listed
+from lightning_calib.report.wording import decimal, listed, module_line
 from lightning_calib.report.wording import times as times_of
 
 CODES = ("layer-rate",)
@@ -73,7 +73,9 @@ def _faster(seen: Measured, able: np.ndarray[tuple[int], np.dtype[np.intp]]) -> 
         )
     elif rate is not None:
         evidence |= {"lr": rate, "suggested_lr": rate / ratio}
-        advice += f': `{{"params": self.{layers.owners[top] or names[0]}.parameters(), "lr": {decimal(rate / ratio)}}}`'
+        owner = layers.owners[top]
+        inside = f"{module_line(owner)}.parameters()" if "(" not in owner else f'[self.get_parameter("{names[0]}")]'
+        advice += f': `{{"params": {inside}, "lr": {decimal(rate / ratio)}}}`'
     return [Finding("layer-rate", "look", sentence, advice + ".", evidence, layers=names)]
 
 

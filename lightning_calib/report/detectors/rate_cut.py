@@ -58,9 +58,6 @@ def detect(seen: Measured) -> list[Finding]:
             "was set"
         )
     elif set(rules) <= _CHOOSES:
-        evidence["suggested_lr"] = max(1.0, seen.lr) if np.isfinite(seen.lr) else 1.0
-        advice = (
-            f"The published step needs `lr={decimal(evidence['suggested_lr'])}` in the optimizer and "
-            "`max_factor=math.inf`"
-        )
+        evidence["suggested_lr"] = 1.0
+        advice = "The published step needs `lr=1` in the optimizer and `max_factor=math.inf`"
     return [Finding("rate-cut", "act", sentence, advice + ".", evidence)]

@@ -39,13 +39,15 @@ def detect(seen: Measured) -> list[Finding]:
     if np.isfinite(seen.lr):
         evidence["suggested_lr"] = seen.lr * times
         advice += f" (`lr={decimal(seen.lr * times)}`)"
-    advice += ", then by factors of 3 until the loss falls, or let Lightning's `Tuner(trainer).lr_find(model)` look."
+    advice += ", then by factors of 3 until the loss falls"
+    if seen.run.facts.optimizers == 1:  # more of them it refuses
+        advice += ", or let Lightning's `Tuner(trainer).lr_find(model)` look"
     rate = f" (lr {seen.lr:.3g})" if np.isfinite(seen.lr) else ""
     sentence = (
         f"The learning rate{rate} is too low: in {count(steps, 'step')} the weights moved by {percent(moved)} of their "
         f"norm, which cannot have lowered the loss of {loss.first:.3g} by more than {percent(reach)}."
     )
-    return [Finding("rate-too-low", "look", sentence, advice, evidence)]
+    return [Finding("rate-too-low", "look", sentence, f"{advice}.", evidence)]
 
 
 def _warming_up(seen: Measured) -> bool:

@@ -18,6 +18,7 @@ never came back (`diverged`).
 
 import numpy as np
 
+from lightning_calib.report.detectors.clip_below_eps import acting
 from lightning_calib.report.detectors.level_shift import norm_rises
 from lightning_calib.report.finding import Finding
 from lightning_calib.report.loss_course import deviation
@@ -118,8 +119,10 @@ def _finding(seen: Measured, times: float, row: int, usual: float, norm: float, 
         sentence = f"{sentence[:-1]}; SpikeGuard dropped {count(counts.spikes, 'step')} of the run as spikes."
     clip = seen.clip(float(seen.high) if np.isfinite(seen.high) else usual * 3)
     clip = clip if seen.run.facts.engine else f"`ZClip()` or {clip}"
+    there = [one.name for one in acting(seen) if one.clip_rate]
+    taken = f"{there[0]} clips what it judges too large" if there else f"{clip} takes it"
     advice = (
-        f"One such batch is noise, and {clip} takes it; look at the batch, and if the "
+        f"One such batch is noise, and {taken}; look at the batch, and if the "
         "loss does not come back, lower the learning rate."
     )
     if counts.spikes:

@@ -33,10 +33,9 @@ def detect(seen: Measured) -> list[Finding]:
         f"{listed(names)} never got a gradient in {count(steps, 'step')}: the loss did not depend on "
         f"{'it' if len(names) == 1 else 'them'}."
     )
-    owner = layers.owners[layers.names.index(names[0])]
-    call = f"self.{owner}" if owner else f"self.{names[0]}"
     them = "it" if len(names) == 1 else "them"
-    advice = f"Use {them} in `forward`, or freeze {them}, such as `{call}.requires_grad_(False)`."
+    such = f', such as `self.get_parameter("{names[0]}").requires_grad_(False)`' if "(" not in names[0] else ""
+    advice = f"Use {them} in `forward`, or freeze {them}{such}."
     return [Finding("unused-parameter", "look", sentence, advice, {"parameters": float(len(names))}, layers=names)]
 
 
