@@ -234,6 +234,8 @@ def test_other_clippers_get_their_own_line():
     rate = run.clippers[0].clip_rate
     found = first(run._replace(clippers=(Clipper("ZClip", "adaptive", rate),)))
     assert re.search(r'add `rules={"embed.weight": [0-9.]+}` to your ZClip\.$', found.advice), found.advice
+    (suggested,) = Report([run._replace(clippers=(Clipper("ZClip", "adaptive", rate),))]).suggestion
+    assert str(suggested) == suggested.reason == f"{found.sentence} {found.advice}"
     behind = (
         Clipper("GradientValueClip", "adaptive", 0.01),
         Clipper("Trainer(gradient_clip_val=1)", "fixed", rate, 1.0),
