@@ -185,7 +185,7 @@ FOUND: list[tuple[Callable[[], Any], str]] = [
     (lambda: MaxNorm(WIDE), "`max_norm` must be in (0, inf], and at most 3.4e+38 where it is finite, got 1e+39"),
     (lambda: WeightRelative(min_weight_norm=WIDE), "`min_weight_norm` must be in (0, inf), and at most 3.4e+38"),
     (lambda: ZScore(warmup_steps=LONG), "`warmup_steps` must be a whole number >= 2 and <= 9007199254740992, got 1000"),
-    (lambda: Percentile(window=2**24 + 1), "`window` must be a whole number >= 1 and <= 16777216, got 16777217"),
+    (lambda: Percentile(window=2**24 + 1), "`window` must be a whole number >= 1 and <= 16777214, got 16777217"),
     (lambda: GradientClip(-1.0), "`policy` is taken for MaxNorm: `max_norm` must be in (0, inf], got -1.0"),
     (lambda: GradientClip(rules={"a": 0}), "`rules['a']` is taken for MaxNorm: `max_norm` must be in (0, inf], got 0"),
     (lambda: GradientClip(scope=np.array(["unit"])), "`scope` must be one of 'global'"),
