@@ -44,9 +44,9 @@ _NOT_WHOLE = (
     "Use FSDP2 (`ModelParallelStrategy`) or DDP",
 )
 _SEVERAL_CLOSURES = (
-    "it evaluates the gradient several times per step, and each call would be judged as a step of its own",
-    "Use another optimizer, a first-order one, or manual optimization with one `optimizer.step()` per gradient",
+    "it evaluates the gradient several times per step, and each call would be judged as a step of its own"
 )
+_FIRST_ORDER = "Use another optimizer, a first-order one"
 _READS_EARLY = "it reads the learning rate before the gradients are known"
 _COPIES_EARLY = "it copies the learning rate before the gradients are known"
 
@@ -70,11 +70,17 @@ REFUSED = (
     ),
     Refused("DeepSpeedStrategy", "forward", *_NOT_WHOLE, _KIND),
     # Optimizers
-    Refused(LBFGS, "gradients", _SEVERAL_CLOSURES[0], "Use another optimizer, a first-order one", _OWN),
+    Refused(LBFGS, "gradients", _SEVERAL_CLOSURES, _FIRST_ORDER, _OWN),
     Refused("Rprop", "rates", _READS_EARLY, "Use another optimizer", "{kind}"),
     Refused("ZeroRedundancyOptimizer", "rates", _COPIES_EARLY, "Use another optimizer", "{kind}"),
     # Ways of stepping
-    Refused("several closures", "gradients", *_SEVERAL_CLOSURES, _OWN),
+    Refused(
+        "several closures",
+        "gradients",
+        _SEVERAL_CLOSURES,
+        f"{_FIRST_ORDER}, or manual optimization with one `optimizer.step()` per gradient",
+        _OWN,
+    ),
     Refused(
         "no hooks",
         "steps",

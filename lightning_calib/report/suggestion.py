@@ -127,8 +127,9 @@ def _of_findings(seen: Measured, found: dict[str, Finding]) -> Suggestion | None
         return Suggestion("clip", None, _said(told), callback=_quoted(told.advice))
     told = found.get("clip-twice")
     if told is not None:
-        known = [one.max_norm for one in acting(seen) if one.max_norm is not None]
-        if len(known) < len(acting(seen)):  # which of them is lower is not known
+        clippers = acting(seen)
+        known = [one.max_norm for one in clippers if one.max_norm is not None]
+        if len(known) < len(clippers):  # which of them is lower is not known
             return Suggestion("unknown", None, _said(told))
         return _clip(seen, min(known), _said(told), "keep")
     told = next((found[code] for code in _TOLD if code in found), None)

@@ -38,6 +38,11 @@ def module_line(owner: str) -> str:
     return f"self.{owner}" if plain else f'self.get_submodule("{owner}")'
 
 
+def parameter_line(name: str) -> str:
+    """A parameter of the LightningModule, to paste, whatever its path."""
+    return f'self.get_parameter("{name}")'
+
+
 def times(factor: float) -> str:
     """How many times: three digits, without an exponent where it can be read."""
     return f"{factor:,.0f}" if 1000 <= factor < 1e7 else f"{factor:.3g}"

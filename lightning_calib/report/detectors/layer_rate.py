@@ -20,7 +20,7 @@ import numpy as np
 
 from lightning_calib.report.finding import Finding
 from lightning_calib.report.measured import Measured
-from lightning_calib.report.wording import decimal, listed, module_line
+from lightning_calib.report.wording import decimal, listed, module_line, parameter_line
 from lightning_calib.report.wording import times as times_of
 
 CODES = ("layer-rate",)
@@ -74,7 +74,7 @@ def _faster(seen: Measured, able: np.ndarray[tuple[int], np.dtype[np.intp]]) -> 
     elif rate is not None:
         evidence |= {"lr": rate, "suggested_lr": rate / ratio}
         owner = layers.owners[top]
-        inside = f"{module_line(owner)}.parameters()" if "(" not in owner else f'[self.get_parameter("{names[0]}")]'
+        inside = f"[{parameter_line(names[0])}]" if owner.startswith("(") else f"{module_line(owner)}.parameters()"
         advice += f': `{{"params": {inside}, "lr": {decimal(rate / ratio)}}}`'
     return [Finding("layer-rate", "look", sentence, advice + ".", evidence, layers=names)]
 

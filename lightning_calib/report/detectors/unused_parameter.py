@@ -14,7 +14,7 @@ from lightning_calib.report.detectors.dead_layer import STEPS
 from lightning_calib.report.finding import Finding
 from lightning_calib.report.measured import Measured
 from lightning_calib.report.run import Layers
-from lightning_calib.report.wording import count, listed
+from lightning_calib.report.wording import count, listed, parameter_line
 
 CODES = ("unused-parameter",)
 
@@ -34,7 +34,8 @@ def detect(seen: Measured) -> list[Finding]:
         f"{'it' if len(names) == 1 else 'them'}."
     )
     them = "it" if len(names) == 1 else "them"
-    such = f', such as `self.get_parameter("{names[0]}").requires_grad_(False)`' if "(" not in names[0] else ""
+    named = not names[0].startswith("(unnamed")
+    such = f", such as `{parameter_line(names[0])}.requires_grad_(False)`" if named else ""
     advice = f"Use {them} in `forward`, or freeze {them}{such}."
     return [Finding("unused-parameter", "look", sentence, advice, {"parameters": float(len(names))}, layers=names)]
 
